@@ -1,0 +1,316 @@
+"""One block: many records in one checksummed, usually compressed, piece. The same bytes lie on disk and travel.
+
+A block is a fixed header of 76 bytes and a body. Integers are little-endian. docs/format.md is the normative text.
+
+The body is columnar, because columns compress far better than rows and cost Python one call a column, not one a
+record::
+
+    u16 metas   { u16+utf8 content type, u16 attributes { u16+utf8 key, u32+utf8 value } }
+    u16 marks   { u16+utf8 producer, u64 number }
+    u16[count]  which meta a record has          only if metas > 1
+    u32[count]  sequence - first_sequence        only with FLAG_SPARSE
+    i64[count]  time: the first as it is, then differences
+    u32[count]  payload sizes
+    payloads
+
+A *mark* is the highest number taken from one producer, stored in the block that holds the records themselves, so
+that both survive a crash or neither does: whoever may send again is recognised (see ``Stream.append``).
+"""
+
+from __future__ import annotations
+
+import operator
+import struct
+import sys
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+
+from outstation.errors import CorruptBlockError, UnsupportedVersionError, WireError
+from outstation.types import OCTETS, Record
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+MAGIC = b"OBLK"
+VERSION = 1
+CODEC_RAW, CODEC_ZSTD = 0, 1
+FLAG_ENCRYPTED = 1
+FLAG_SPARSE = 2  # records were thinned or trimmed away: sequence numbers have gaps
+KNOWN_FLAGS = FLAG_ENCRYPTED | FLAG_SPARSE
+
+_HEADER = struct.Struct("<4sBBHQQIIIIQqqIII")
+HEADER_BYTES = _HEADER.size
+# A body is held in memory whole, more than once. 64 MiB leaves a small machine standing, and bounds a bomb.
+MAX_BODY_BYTES = 64 << 20
+MAX_RECORDS = 1 << 20  # in one block: bounds what a header of 76 bytes can make a reader allocate
+MAX_METAS = 0xFFFF
+_LITTLE = sys.byteorder == "little"
+
+Meta = tuple[str, tuple[tuple[str, str], ...]]  # content type, attributes in sorted order
+NO_META: Meta = (OCTETS, ())
+
+
+@dataclass(frozen=True, slots=True)
+class BlockHeader:
+    """The fixed part. ``span`` counts sequence numbers covered, ``count`` records present (fewer when sparse)."""
+
+    codec: int
+    flags: int
+    epoch: int
+    first_sequence: int
+    span: int
+    count: int
+    body_bytes: int  # as stored
+    raw_bytes: int  # decompressed
+    payload_bytes: int
+    earliest_unix_nano: int
+    latest_unix_nano: int
+    key_id: int
+    body_crc: int
+
+    @property
+    def last_sequence(self) -> int:
+        return self.first_sequence + self.span - 1
+
+    @property
+    def block_bytes(self) -> int:
+        return HEADER_BYTES + self.body_bytes
+
+    def pack(self) -> bytes:
+        head = _HEADER.pack(
+            MAGIC,
+            VERSION,
+            self.codec,
+            self.flags,
+            self.epoch,
+            self.first_sequence,
+            self.span,
+            self.count,
+            self.body_bytes,
+            self.raw_bytes,
+            self.payload_bytes,
+            self.earliest_unix_nano,
+            self.latest_unix_nano,
+            self.key_id,
+            self.body_crc,
+            0,
+        )[:-4]
+        return head + zlib.crc32(head).to_bytes(4, "little")
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview) -> BlockHeader:
+        """The header at the start of *data*. CorruptBlockError, or UnsupportedVersionError for a newer format."""
+        if len(data) < HEADER_BYTES:
+            raise CorruptBlockError(f"A block header needs {HEADER_BYTES} bytes, {len(data)} are there.")
+        values = _HEADER.unpack_from(data)
+        if values[0] != MAGIC:
+            raise CorruptBlockError("There is no block here: the magic bytes are missing.")
+        if zlib.crc32(data[: HEADER_BYTES - 4]) != values[-1]:
+            raise CorruptBlockError("A block header fails its checksum.")
+        version, flags = values[1], values[3]
+        if version > VERSION or flags & ~KNOWN_FLAGS or values[2] not in (CODEC_RAW, CODEC_ZSTD):
+            raise UnsupportedVersionError(f"A block of format {version} with codec {values[2]} and flags {flags:#x}.")
+        header = cls(values[2], flags, *values[4:-1])
+        if not (0 < header.count <= header.span and header.count <= MAX_RECORDS and header.first_sequence > 0):
+            raise CorruptBlockError("A block header counts what cannot be.")
+        if max(header.body_bytes, header.raw_bytes) > MAX_BODY_BYTES or header.payload_bytes > header.raw_bytes:
+            raise CorruptBlockError(f"A block header claims more than {MAX_BODY_BYTES} bytes.")
+        return header
+
+
+@dataclass(slots=True)
+class Columns:
+    """The records of one block, by column; every list has one entry a record."""
+
+    sequences: Sequence[int]
+    times: Sequence[int]
+    payloads: Sequence[bytes]
+    meta_index: Sequence[int] | None = None  # None: all have metas[0]
+    metas: Sequence[Meta] = (NO_META,)
+    marks: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    def records(self) -> Iterator[Record]:
+        """The rows. Attribute dicts are shared between records of one block: treat them as read-only."""
+        metas = [(content_type, dict(attributes)) for content_type, attributes in self.metas]
+        index = self.meta_index if self.meta_index is not None else [0] * len(self.payloads)
+        for sequence, time, payload, meta in zip(self.sequences, self.times, self.payloads, index, strict=True):
+            content_type, attributes = metas[meta]
+            yield Record(sequence, time, payload, content_type, attributes)
+
+    def after(self, sequence: int) -> Columns:
+        """Only the records whose sequence number is greater than *sequence*."""
+        keep = [i for i, own in enumerate(self.sequences) if own > sequence]
+        return Columns(
+            [self.sequences[i] for i in keep],
+            [self.times[i] for i in keep],
+            [self.payloads[i] for i in keep],
+            None if self.meta_index is None else [self.meta_index[i] for i in keep],
+            self.metas,
+            self.marks,
+        )
+
+
+def encode(columns: Columns, *, epoch: int, level: int = 3, span: int | None = None) -> bytes:
+    """*columns* as one block. *span* may reach past the last record, when what followed was dropped.
+
+    Raises WireError when the records do not fit one block.
+    """
+    first = columns.sequences[0]
+    span = columns.sequences[-1] - first + 1 if span is None else span
+    sparse = span != len(columns)
+    raw = _encode_body(columns, sparse)
+    if len(raw) > MAX_BODY_BYTES or len(columns) > MAX_RECORDS:
+        raise WireError(f"{len(columns)} records of {len(raw)} bytes do not fit one block.")
+    body, codec = _compress(raw, level)
+    header = BlockHeader(
+        codec=codec,
+        flags=FLAG_SPARSE if sparse else 0,
+        epoch=epoch,
+        first_sequence=first,
+        span=span,
+        count=len(columns),
+        body_bytes=len(body),
+        raw_bytes=len(raw),
+        payload_bytes=sum(map(len, columns.payloads)),
+        earliest_unix_nano=min(columns.times),
+        latest_unix_nano=max(columns.times),
+        key_id=0,
+        body_crc=zlib.crc32(body),
+    )
+    return header.pack() + body
+
+
+def decode(data: bytes | memoryview) -> tuple[BlockHeader, Columns]:
+    """One whole block. CorruptBlockError when anything is not as the header and its checksums say."""
+    header = BlockHeader.unpack(data)
+    body = memoryview(data)[HEADER_BYTES : header.block_bytes]
+    return header, decode_body(header, body)
+
+
+def decode_body(header: BlockHeader, body: bytes | memoryview) -> Columns:
+    """The records in a stored, already decrypted, *body* of *header*."""
+    if len(body) != header.body_bytes or zlib.crc32(body) != header.body_crc:
+        raise CorruptBlockError(f"The block at sequence {header.first_sequence} fails its checksum.")
+    return _decode_raw(header, _decompress(header, body))
+
+
+def _compress(raw: bytes, level: int) -> tuple[bytes, int]:
+    packed = zstd.compress(raw, level)
+    return (packed, CODEC_ZSTD) if len(packed) < len(raw) else (raw, CODEC_RAW)
+
+
+def _decompress(header: BlockHeader, body: bytes | memoryview) -> bytes:
+    if header.codec == CODEC_RAW:
+        raw = bytes(body)
+    else:
+        try:
+            # One byte more than claimed is enough to see a lie, and bounds what a bomb can unpack to.
+            raw = zstd.ZstdDecompressor().decompress(body, max_length=header.raw_bytes + 1)
+        except zstd.ZstdError as exc:
+            raise CorruptBlockError(f"The block at sequence {header.first_sequence} does not decompress.") from exc
+    if len(raw) != header.raw_bytes:
+        raise CorruptBlockError(f"The block at sequence {header.first_sequence} is not of the size it claims.")
+    return raw
+
+
+def _text(value: str, width: int) -> bytes:
+    data = value.encode()
+    return len(data).to_bytes(width, "little") + data
+
+
+def _encode_body(columns: Columns, sparse: bool) -> bytes:
+    parts = [len(columns.metas).to_bytes(2, "little")]
+    for content_type, attributes in columns.metas:
+        parts += [_text(content_type, 2), len(attributes).to_bytes(2, "little")]
+        for key, value in attributes:
+            parts += [_text(key, 2), _text(value, 4)]
+    parts.append(len(columns.marks).to_bytes(2, "little"))
+    for producer, number in columns.marks.items():
+        parts += [_text(producer, 2), number.to_bytes(8, "little")]
+    if len(columns.metas) > 1:
+        parts.append(_column("H", columns.meta_index or ()))
+    if sparse:
+        first = columns.sequences[0]
+        parts.append(_column("I", [sequence - first for sequence in columns.sequences]))
+    times = columns.times
+    parts.append(_column("q", [times[0], *map(operator.sub, times[1:], times)]))
+    parts.append(_column("I", list(map(len, columns.payloads))))
+    parts += columns.payloads
+    return b"".join(parts)
+
+
+def _column(typecode: str, values: Sequence[int]) -> bytes:
+    column = array(typecode, values)
+    if not _LITTLE:
+        column.byteswap()
+    return column.tobytes()
+
+
+class _Reader:
+    """A cursor over a body that never reads past its end."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._at = 0
+
+    def take(self, size: int) -> bytes:
+        end = self._at + size
+        if end > len(self._raw):
+            raise CorruptBlockError("A block's body ends before its columns do.")
+        piece = self._raw[self._at : end]
+        self._at = end
+        return piece
+
+    def integer(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "little")
+
+    def text(self, width: int) -> str:
+        return self.take(self.integer(width)).decode()
+
+    def column(self, typecode: str, count: int) -> array[int]:
+        column = array(typecode)
+        column.frombytes(self.take(count * column.itemsize))
+        if not _LITTLE:
+            column.byteswap()
+        return column
+
+    def payloads(self, sizes: Sequence[int]) -> list[bytes]:
+        ends = list(accumulate(sizes, initial=self._at))
+        if ends[-1] != len(self._raw):
+            raise CorruptBlockError("A block's payloads do not fill its body.")
+        raw = self._raw
+        return [raw[start:end] for start, end in pairwise(ends)]
+
+
+def _decode_raw(header: BlockHeader, raw: bytes) -> Columns:
+    reader = _Reader(raw)
+    try:
+        metas = [
+            (reader.text(2), tuple((reader.text(2), reader.text(4)) for _ in range(reader.integer(2))))
+            for _ in range(reader.integer(2))
+        ]
+        marks = {reader.text(2): reader.integer(8) for _ in range(reader.integer(2))}
+    except UnicodeDecodeError as exc:
+        raise CorruptBlockError("A block's attributes are not UTF-8.") from exc
+    count = header.count
+    index = reader.column("H", count) if len(metas) > 1 else None
+    if not metas or (index is not None and max(index) >= len(metas)):
+        raise CorruptBlockError("A block's records point at attributes that are not there.")
+    sequences: Sequence[int] = range(header.first_sequence, header.first_sequence + count)
+    if header.flags & FLAG_SPARSE:
+        offsets = reader.column("I", count)
+        if any(map(operator.ge, offsets, offsets[1:])) or offsets[-1] >= header.span:
+            raise CorruptBlockError("A block's sequence numbers do not ascend within its span.")
+        sequences = [header.first_sequence + offset for offset in offsets]
+    elif header.span != count:
+        raise CorruptBlockError("A dense block covers as many sequence numbers as it has records.")
+    times = list(accumulate(reader.column("q", count)))
+    return Columns(sequences, times, reader.payloads(reader.column("I", count)), index, metas, marks)
