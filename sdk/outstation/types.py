@@ -183,3 +183,14 @@ class Reported:
     revision: int = 0
     time_unix_nano: int = 0
     software: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StationStatus:
+    """What a running station is doing: who it is, and what it would report to the far end now."""
+
+    station: str
+    provider: str
+    pid: int
+    started_unix_nano: int
+    reported: Reported

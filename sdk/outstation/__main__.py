@@ -1,0 +1,6 @@
+"""``python -m outstation`` is the console script ``outstation``."""
+
+from outstation.cli import main
+
+if __name__ == "__main__":
+    main()

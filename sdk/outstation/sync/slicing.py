@@ -1,0 +1,46 @@
+"""Cut a block into messages that fit the provider's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from outstation.provider import Message
+from outstation.wire.block import BlockHeader, Columns, decode, encode
+
+
+def messages(
+    stream: str, priority: int, header: BlockHeader, data: bytes, *, after: int, max_bytes: int | None
+) -> Iterator[Message]:
+    """The block as messages of at most *max_bytes*, in order, without the records through *after*.
+
+    A block that fits goes unchanged, records before *after* included: the far end trims what it has. One record
+    that alone is over *max_bytes* comes as a message over the limit; the caller sets it aside.
+    """
+    if max_bytes is None or len(data) <= max_bytes:
+        yield Message(stream, header.epoch, header.first_sequence, header.last_sequence, data, priority)
+        return
+    _, columns = decode(data)
+    remaining = columns.after(after)
+    # Each piece reaches to where the next begins, so that the far end sees one unbroken run of sequence numbers.
+    yield from _halved(stream, priority, header, remaining, header.last_sequence, max_bytes)
+
+
+def _halved(
+    stream: str, priority: int, header: BlockHeader, columns: Columns, last_sequence: int, max_bytes: int
+) -> Iterator[Message]:
+    first = columns.sequences[0]
+    data = encode(columns, epoch=header.epoch, span=last_sequence - first + 1)
+    if len(data) <= max_bytes or len(columns) == 1:
+        yield Message(stream, header.epoch, first, last_sequence, data, priority)
+        return
+    middle = len(columns) // 2
+    border = columns.sequences[middle] - 1
+    yield from _halved(stream, priority, header, _part(columns, 0, middle), border, max_bytes)
+    yield from _halved(stream, priority, header, _part(columns, middle, len(columns)), last_sequence, max_bytes)
+
+
+def _part(columns: Columns, start: int, end: int) -> Columns:
+    index = None if columns.meta_index is None else columns.meta_index[start:end]
+    return Columns(
+        columns.sequences[start:end], columns.times[start:end], columns.payloads[start:end], index, columns.metas
+    )

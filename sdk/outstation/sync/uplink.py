@@ -1,0 +1,307 @@
+"""The one sending thread: takes blocks from the buffer, hands them to the provider, moves cursors on acknowledgement.
+
+A message's way, all of it in this file: ``_run`` connects and backs off; ``_pump`` fills the window, ``_next``
+chooses the stream and the message, ``_send`` hands it over; the provider's thread calls ``_on_acknowledged`` or
+``_on_lost``, which only leave word; ``_settle`` acts on it and moves the cursor.
+
+Nothing is lost because the cursor moves only on the far end's word. Nothing arrives twice because each message names
+(stream, epoch, first sequence number), and the far end drops what it has.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from outstation.buffer import Buffer, Stream
+from outstation.clock import Clock
+from outstation.errors import DeadlineError, OutstationError, RefusedError
+from outstation.provider import Acknowledgement, Message, Provider, UplinkListener
+from outstation.settings import UplinkSettings
+from outstation.sync.deadletter import DEAD_LETTER, set_aside
+from outstation.sync.link import LinkMonitor
+from outstation.sync.pacing import Backoff, Sent, Turns, Window
+from outstation.sync.slicing import messages
+from outstation.types import Link
+
+log = logging.getLogger("outstation.sync")
+
+# How often the account of every stream goes up. It is a few dozen bytes a stream, and an operator who looks at a
+# gap wants the reason within the minute.
+LEDGER_INTERVAL = 15.0
+# The longest sleep with nothing to do: a missed wake-up costs this much and no more.
+IDLE_INTERVAL = 1.0
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One stream on its way up, for as long as one connection lives."""
+
+    stream: Stream
+    sent_through: int
+    pending: Iterator[Message] | None = None
+    head: Message | None = None
+    refused: dict[int, tuple[int, bytes, str]] = field(default_factory=dict)  # last: (first, block, reason)
+
+
+class UplinkThread:
+    """Sends what the buffer holds, for as long as it runs. ``start`` and ``close`` once each; the rest from any thread."""
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        provider: Provider,
+        settings: UplinkSettings,
+        clock: Clock,
+        *,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._buffer = buffer
+        self._provider = provider
+        self._settings = settings
+        self._clock = clock
+        self._jitter = jitter
+        self._link = LinkMonitor(clock, Backoff(settings.backoff_first, settings.backoff_ceiling))
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._window = Window(settings.window_messages, settings.window_bytes)
+        self._turns = Turns()
+        self._lanes: dict[str, _Lane] = {}
+        self._under_way: dict[tuple[str, int], bytes] = {}  # (stream, last) -> block, for setting aside
+        self._word = threading.Lock()  # guards the three below, written by the provider's threads
+        self._acknowledged: dict[tuple[str, int], int] = {}  # cumulative, so one entry a stream is enough
+        self._refused: list[Acknowledgement] = []
+        self._lost: Exception | None = None
+        self._connection = 0  # which connection a listener belongs to; late word from an older one is ignored
+        self._ledgers_due = 0.0
+        self._thread = threading.Thread(target=self._run, name="outstation-uplink", daemon=True)
+
+    @property
+    def link(self) -> Link:
+        return self._link.link
+
+    def start(self) -> None:
+        self._buffer.on_commit(self._wake.set)
+        self._thread.start()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """End the thread; what was not acknowledged stays in the buffer. Idempotent."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        self._provider.uplink.disconnect()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._link.trying()
+            try:
+                self._connect()
+                self._pump()
+            except OutstationError as exc:
+                reason = str(exc)
+            except Exception as exc:  # noqa: BLE001  a fault in an adapter must not end the only sending thread
+                log.exception("the uplink's provider failed")
+                reason = f"{type(exc).__name__}: {exc}"
+            else:
+                reason = "closed"
+            self._provider.uplink.disconnect()
+            wait = self._link.failed(reason, self._jitter())
+            if not self._stopping.is_set():
+                log.info("link is down (%s); next try in %.1f s", reason, wait)
+                self._clock.wait(self._stopping, wait)
+
+    def _connect(self) -> None:
+        self._connection += 1
+        mine = self._connection
+        with self._word:
+            self._acknowledged.clear()
+            self._refused.clear()
+            self._lost = None
+        self._window.clear()
+        self._lanes.clear()
+        self._under_way.clear()
+        self._ledgers_due = 0.0
+
+        def acknowledged(acknowledgement: Acknowledgement) -> None:
+            self._on_acknowledged(mine, acknowledgement)
+
+        def lost(exc: Exception) -> None:
+            self._on_lost(mine, exc)
+
+        self._provider.uplink.connect(UplinkListener(acknowledged, lost), self._settings.connect_timeout)
+        self._link.connected()
+        log.info("link is up")
+
+    def _pump(self) -> None:
+        """Send and settle until the connection is lost (raises) or the station closes (returns)."""
+        while not self._stopping.is_set():
+            self._wake.clear()
+            self._settle()
+            while not self._stopping.is_set() and (message := self._next()) is not None:
+                self._send(message)
+                self._settle()
+            self._check_overdue()
+            self._send_ledgers()
+            self._clock.wait(self._wake, IDLE_INTERVAL)
+
+    def _next(self) -> Message | None:
+        """The message to send now, or None: nothing is waiting, or the window is full."""
+        if not self._window.has_room():
+            return None
+        ready = []
+        for stream in self._buffer.streams():
+            if stream.name != DEAD_LETTER and self._head(stream) is not None:
+                ready.append((stream.settings.priority, stream.name))
+        name = self._turns.next(ready)
+        if name is None:
+            return None
+        lane = self._lanes[name]
+        message = lane.head
+        if message is None or not self._window.has_room(len(message.block)):
+            return None
+        lane.head = None
+        return message
+
+    def _head(self, stream: Stream) -> Message | None:
+        """The next message of *stream*, kept until it is sent."""
+        lane = self._lanes.get(stream.name)
+        if lane is None:
+            lane = self._lanes[stream.name] = _Lane(stream, stream.acknowledged)
+        if lane.head is None:
+            if lane.pending is None and stream.last_sequence > lane.sent_through:
+                lane.pending = self._messages(lane)
+            if lane.pending is not None:
+                lane.head = next(lane.pending, None)
+                if lane.head is None:
+                    lane.pending = None
+        return lane.head
+
+    def _messages(self, lane: _Lane) -> Iterator[Message]:
+        stream = lane.stream
+        limit = self._provider.limits.max_message_bytes
+        for block in stream.blocks(lane.sent_through):
+            yield from messages(
+                stream.name,
+                stream.settings.priority,
+                block.header,
+                block.data,
+                after=lane.sent_through,
+                max_bytes=limit,
+            )
+
+    def _send(self, message: Message) -> None:
+        lane = self._lanes[message.stream]
+        lane.sent_through = message.last_sequence
+        limit = self._provider.limits.max_message_bytes
+        self._window.add(
+            Sent(
+                message.stream,
+                message.first_sequence,
+                message.last_sequence,
+                len(message.block),
+                self._clock.monotonic(),
+            )
+        )
+        self._under_way[message.stream, message.last_sequence] = message.block
+        try:
+            if limit is not None and len(message.block) > limit:
+                raise RefusedError(f"One record needs {len(message.block)} bytes; this provider carries {limit}.")
+            self._provider.uplink.send(message, self._settings.send_timeout)
+        except RefusedError as exc:
+            refusal = Acknowledgement(message.stream, message.epoch, message.last_sequence, refused=str(exc))
+            with self._word:
+                self._refused.append(refusal)
+
+    def _on_acknowledged(self, connection: int, acknowledgement: Acknowledgement) -> None:
+        # On the provider's thread: leave word and return. One entry a stream, and no more refusals than messages
+        # under way, bound what can wait here.
+        key = (acknowledgement.stream, acknowledgement.epoch)
+        with self._word:
+            if connection != self._connection:
+                return
+            if acknowledgement.refused:
+                self._refused.append(acknowledgement)
+                del self._refused[: -self._settings.window_messages]
+            else:
+                self._acknowledged[key] = max(self._acknowledged.get(key, 0), acknowledgement.through)
+        self._wake.set()
+
+    def _on_lost(self, connection: int, exc: Exception) -> None:
+        with self._word:
+            if connection == self._connection:
+                self._lost = exc
+        self._wake.set()
+
+    def _settle(self) -> None:
+        """Act on what the provider's threads left: move cursors, set refused records aside, see a lost link."""
+        with self._word:
+            acknowledged, self._acknowledged = self._acknowledged, {}
+            refused, self._refused = self._refused, []
+            lost = self._lost
+        for refusal in refused:
+            self._note_refusal(refusal)
+        for (name, epoch), through in acknowledged.items():
+            lane = self._lanes.get(name)
+            # An older epoch is another life of this stream; beyond what was sent is word for somebody else.
+            if lane is not None and lane.stream.epoch == epoch and through <= lane.sent_through:
+                self._link.acknowledged()
+                self._advance(lane, through)
+        for lane in self._lanes.values():
+            self._pass_refused(lane)
+        if lost is not None:
+            raise lost
+
+    def _advance(self, lane: _Lane, through: int) -> None:
+        for last in sorted(last for last in lane.refused if last <= through):
+            self._set_aside(lane, last)
+        lane.stream.acknowledge(max(through, lane.stream.acknowledged))
+        self._window.acknowledge(lane.stream.name, through)
+        for key in [key for key in self._under_way if key[0] == lane.stream.name and key[1] <= through]:
+            del self._under_way[key]
+
+    def _note_refusal(self, refusal: Acknowledgement) -> None:
+        lane = self._lanes.get(refusal.stream)
+        sent = self._window.ending_at(refusal.stream, refusal.through)
+        if lane is None or sent is None or lane.stream.epoch != refusal.epoch:
+            return
+        block = self._under_way[refusal.stream, refusal.through]
+        lane.refused[refusal.through] = (sent.first_sequence, block, refusal.refused)
+
+    def _pass_refused(self, lane: _Lane) -> None:
+        """Move on over refused messages that nothing unacknowledged stands before."""
+        for last in sorted(lane.refused):
+            first = lane.refused[last][0]
+            earlier = any(
+                name == lane.stream.name and end < first for name, end in self._under_way
+            )
+            if earlier:
+                return
+            self._advance(lane, last)
+
+    def _set_aside(self, lane: _Lane, last: int) -> None:
+        first, block, reason = lane.refused.pop(last)
+        first = max(first, lane.stream.acknowledged + 1)
+        count = set_aside(self._buffer, lane.stream.name, block, first, last, reason)
+        log.warning("%d records of stream %r were refused and set aside: %s", count, lane.stream.name, reason)
+
+    def _check_overdue(self) -> None:
+        oldest = self._window.oldest()
+        timeout = self._settings.acknowledge_timeout
+        if oldest is not None and self._clock.monotonic() - oldest > timeout:
+            raise DeadlineError(f"The far end acknowledged nothing for {timeout:g} s.")
+
+    def _send_ledgers(self) -> None:
+        now = self._clock.monotonic()
+        if now >= self._ledgers_due:
+            self._ledgers_due = now + LEDGER_INTERVAL
+            reports = tuple(stream.report() for stream in self._buffer.streams())
+            self._provider.uplink.send_ledgers(reports, self._settings.send_timeout)
+
+    def __repr__(self) -> str:
+        link = self.link
+        return f"<uplink {link.state.value}, {len(self._window)} messages under way>"
+

@@ -1,0 +1,105 @@
+"""Messages between an application and the agent on its device, as values of ours; serializers for gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from outstation.types import Record, StationStatus
+from outstation.wire import convert
+from outstation.wire.generated import station_pb2 as pb
+
+SERVICE = "outstation.v1.Station"
+
+
+@dataclass(frozen=True, slots=True)
+class AppendRequest:
+    """Records of one producer for one stream; ``records[i].sequence`` is the producer's number of it."""
+
+    producer: str
+    stream: str
+    records: tuple[Record, ...]
+
+    def pack(self) -> bytes:
+        first = self.records[0].sequence
+        message = pb.AppendRequest(producer=self.producer, stream=self.stream, first_number=first)
+        for record in self.records:
+            message.records.add(
+                time_unix_nano=record.time_unix_nano,
+                content_type=record.content_type,
+                attributes=dict(record.attributes),
+                payload=record.payload,
+            )
+        return message.SerializeToString()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> AppendRequest:
+        message = pb.AppendRequest.FromString(data)
+        return cls(message.producer, message.stream, tuple(_records(message.first_number, message.records)))
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResponse:
+    """``through`` is on the disk. With ``error`` set, the numbers beyond it up to ``refused_through`` were refused."""
+
+    stream: str
+    through: int
+    refused_through: int = 0
+    error: str = ""
+    reason: str = ""
+    hint: str = ""
+
+    def pack(self) -> bytes:
+        return pb.AppendResponse(
+            stream=self.stream,
+            through=self.through,
+            refused_through=self.refused_through,
+            error=self.error,
+            reason=self.reason,
+            hint=self.hint,
+        ).SerializeToString()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> AppendResponse:
+        m = pb.AppendResponse.FromString(data)
+        return cls(m.stream, m.through, m.refused_through, m.error, m.reason, m.hint)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHealth:
+    """How a version does on live traffic, counted since it began to answer."""
+
+    model: str
+    version: str
+    calls: int
+    errors: int
+
+    def pack(self) -> bytes:
+        return pb.ReportHealthRequest(
+            model=self.model, version=self.version, calls=self.calls, errors=self.errors
+        ).SerializeToString()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> ModelHealth:
+        m = pb.ReportHealthRequest.FromString(data)
+        return cls(m.model, m.version, m.calls, m.errors)
+
+
+def pack_status(status: StationStatus) -> bytes:
+    return pb.GetStatusResponse(
+        station=status.station,
+        provider=status.provider,
+        reported=convert.reported_to_wire(status.reported),
+        pid=status.pid,
+        started_unix_nano=status.started_unix_nano,
+    ).SerializeToString()
+
+
+def unpack_status(data: bytes) -> StationStatus:
+    m = pb.GetStatusResponse.FromString(data)
+    return StationStatus(m.station, m.provider, m.pid, m.started_unix_nano, convert.reported_from_wire(m.reported))
+
+
+def _records(first: int, rows: Iterable[pb.AppRecord]) -> Iterable[Record]:
+    for number, row in enumerate(rows, first):
+        yield Record(number, row.time_unix_nano, row.payload, row.content_type, dict(row.attributes))
