@@ -1,0 +1,68 @@
+"""What stations, hubs and operators say to each other beyond the values of :mod:`outstation.types`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from outstation.provider import Acknowledgement, Message
+from outstation.types import DesiredModel, Reported, StreamReport
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first word of a station: who it is and what it runs."""
+
+    station: str
+    software: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The hub's answer to :class:`Hello`: send."""
+
+    hub: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledgers:
+    """The account of every stream, for the far end to know what is missing and why."""
+
+    reports: tuple[StreamReport, ...]
+
+
+Upward = Hello | Message | Ledgers
+Downward = Welcome | Acknowledgement
+
+
+@dataclass(frozen=True, slots=True)
+class StationReport:
+    """A station's report of itself, on its way to the fleet service."""
+
+    station: str
+    reported: Reported
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRequest:
+    """One file of the hub's repository, from a byte offset on."""
+
+    station: str
+    path: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an operator wants of *station*; "" = every station that has no wish of its own."""
+
+    station: str
+    models: tuple[DesiredModel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StationEntry:
+    """One station as the hub knows it."""
+
+    station: str
+    reported: Reported
+    last_seen_unix_nano: int
