@@ -1,0 +1,170 @@
+"""Tensors cross the wire unchanged, and what is no tensor is refused with a reason."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from outstation.errors import InvalidInputError, OutstationError, WireError
+from outstation.wire import tensors
+from outstation.wire.datatypes import DTYPES, datatype_of, from_raw, object_array, to_raw
+from outstation.wire.generated import open_inference_pb2 as pb
+from outstation.wire.tensors import InferRequest, InferResponse
+
+FIXED = {name: dtype for name, dtype in DTYPES.items() if name != "BYTES"}
+SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+
+
+@st.composite
+def arrays(draw):
+    datatype = draw(st.sampled_from(sorted(DTYPES)))
+    shape = draw(SHAPES)
+    if datatype != "BYTES":
+        return draw(npst.arrays(DTYPES[datatype], shape))
+    count = int(np.prod(shape))
+    return object_array(draw(st.lists(st.binary(max_size=9), min_size=count, max_size=count))).reshape(shape)
+
+
+def same(left, right):
+    if left.dtype.kind == "f":
+        return left.dtype == right.dtype and left.shape == right.shape and np.array_equal(left, right, equal_nan=True)
+    return left.dtype == right.dtype and left.shape == right.shape and left.tolist() == right.tolist()
+
+
+@given(arrays())
+def test_raw_bytes_become_the_same_array_again(array):
+    assert same(from_raw("x", datatype_of(array), array.shape, to_raw(array)), array)
+
+
+@given(st.dictionaries(st.text(max_size=5), arrays(), max_size=3), st.booleans())
+def test_a_request_arrives_as_it_was_sent_raw_or_typed(inputs, raw):
+    request = InferRequest("m", inputs, "1.2.0", "id-7", ("a", "b"), {"k": 1, "s": "x", "f": 0.5, "b": True}, raw)
+    arrived = InferRequest.unpack(request.pack())
+    assert (arrived.model, arrived.version, arrived.id, arrived.outputs) == ("m", "1.2.0", "id-7", ("a", "b"))
+    assert arrived.parameters == request.parameters
+    assert list(arrived.inputs) == list(inputs)
+    assert all(same(arrived.inputs[name], inputs[name]) for name in inputs)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=5), arrays(), max_size=3), st.booleans())
+def test_a_response_arrives_as_it_was_sent_raw_or_typed(outputs, raw):
+    arrived = InferResponse.unpack(InferResponse("m", "2", outputs, "7", raw).pack())
+    assert (arrived.model, arrived.version, arrived.id) == ("m", "2", "7")
+    assert all(same(arrived.outputs[name], outputs[name]) for name in outputs)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_from_anywhere_raise_errors_of_ours_or_are_a_message(data):
+    for message in (InferRequest, InferResponse):
+        with contextlib.suppress(OutstationError):
+            message.unpack(data)
+
+
+def test_text_is_utf8_and_undecodable_bytes_come_back_as_they_were():
+    words = object_array(["\u00e9t\u00e9", b"\xff\xfe".decode("utf-8", "surrogateescape"), b"plain"])
+    assert from_raw("x", "BYTES", (3,), to_raw(words)).tolist() == ["\u00e9t\u00e9".encode(), b"\xff\xfe", b"plain"]
+    assert from_raw("x", "BYTES", (2,), to_raw(np.array(["a", "bc"]))).tolist() == [b"a", b"bc"]
+
+
+def test_fixed_width_arrays_in_other_layouts_are_sent_in_row_major_order():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    assert same(from_raw("x", "FP32", (3, 2), to_raw(array)), array)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data", "words"),
+    [
+        ("FP32", (2, 2), b"\0" * 15, "has 15 bytes; FP32 [2, 2] needs 16"),
+        ("FP32", (1 << 29,), b"\0" * 8, "needs 2147483648"),
+        ("FP32", (1 << 62, 1 << 62), b"", "has 0 bytes"),
+        ("FP32", (-1,), b"", "negative dimension"),
+        ("FP32", (1,) * 33, b"\0" * 4, "33 dimensions"),
+        ("FP12", (1,), b"\0", "unknown datatype 'FP12'"),
+        ("BYTES", (1 << 40,), b"\0" * 4, "too few for 1099511627776"),
+        ("BYTES", (1,), b"\xff\xff\xff\x7f", "claims 2147483647 bytes for element 0; 0 are left"),
+        ("BYTES", (2,), b"\x04\0\0\0abcd\x01\0", "ends inside element 1 of 2"),
+        ("BYTES", (1,), b"\x01\0\0\0abcd", "3 bytes after its last element"),
+    ],
+)
+def test_bytes_that_do_not_fit_the_claim_are_refused_without_allocating(datatype, shape, data, words):
+    with pytest.raises(InvalidInputError) as caught:
+        from_raw("Input 'x'", datatype, shape, data)
+    assert words in str(caught.value)
+    assert "Input 'x'" in str(caught.value)
+
+
+def typed(datatype, shape, **contents):
+    message = pb.ModelInferRequest(model_name="m")
+    tensor = message.inputs.add(name="x", datatype=datatype, shape=shape)
+    for name, values in contents.items():
+        getattr(tensor.contents, name).extend(values)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (typed("INT8", [1], int_contents=[300]), "a value that INT8 cannot"),
+        (typed("UINT8", [2], uint_contents=[1]), "has 1 elements; UINT8 [2] needs 2"),
+        (typed("FP16", [1], fp32_contents=[1]), "no typed contents"),
+        (typed("FP32", [1], fp64_contents=[1]), "in fp64_contents instead of fp32_contents"),
+        (typed("NOPE", [0]), "'NOPE'"),
+    ],
+)
+def test_typed_contents_that_contradict_their_datatype_are_refused(message, words):
+    with pytest.raises(InvalidInputError) as caught:
+        InferRequest.unpack(message.SerializeToString())
+    assert words in str(caught.value)
+
+
+def test_raw_and_typed_contents_at_once_are_refused():
+    message = typed("FP32", [1], fp32_contents=[1])
+    message.raw_input_contents.append(b"\0" * 4)
+    with pytest.raises(InvalidInputError, match="raw and typed"):
+        InferRequest.unpack(message.SerializeToString())
+
+
+def test_a_different_number_of_raw_contents_and_a_name_twice_are_refused():
+    message = pb.ModelInferRequest(raw_input_contents=[b"", b""])
+    message.inputs.add(name="x", datatype="FP32", shape=[0])
+    with pytest.raises(InvalidInputError, match="2 raw contents came for 1 inputs"):
+        InferRequest.unpack(message.SerializeToString())
+    message.inputs.add(name="x", datatype="FP32", shape=[0])
+    with pytest.raises(InvalidInputError, match="same name"):
+        InferRequest.unpack(message.SerializeToString())
+
+
+def test_bytes_that_are_no_message_are_a_wire_error():
+    with pytest.raises(WireError, match="ModelInferRequest"):
+        InferRequest.unpack(b"\xff\xff")
+
+
+def test_an_array_that_the_protocol_cannot_name_is_refused():
+    with pytest.raises(InvalidInputError, match="complex64"):
+        InferRequest("m", {"x": np.zeros(1, np.complex64)}).pack()
+    with pytest.raises(InvalidInputError, match="must be bytes or str"):
+        InferRequest("m", {"x": object_array([1])}).pack()
+
+
+def test_metadata_and_flags_survive_the_wire():
+    model = tensors.ModelMetadata(
+        "m",
+        ("1", "2"),
+        "onnx",
+        (tensors.TensorMetadata("x", "FP32", (-1, 8)),),
+        (tensors.TensorMetadata("y", "BYTES", ()),),
+    )
+    for method, request, response in (
+        (tensors.SERVER_LIVE, None, True),
+        (tensors.SERVER_READY, None, False),
+        (tensors.MODEL_READY, tensors.ModelKey("m", "1"), True),
+        (tensors.SERVER_METADATA, None, tensors.ServerMetadata("s", "1", ("e",))),
+        (tensors.MODEL_METADATA, tensors.ModelKey("m"), model),
+    ):
+        assert method.request.decode(method.request.encode(request)) == request
+        assert method.response.decode(method.response.encode(response)) == response
