@@ -28,7 +28,6 @@ class Sent:
     """One message under way."""
 
     stream: str
-    first_sequence: int
     last_sequence: int
     size_bytes: int
     at: float  # monotonic seconds
@@ -63,10 +62,6 @@ class Window:
         keep = deque(sent for sent in self._sent if sent.stream != stream or sent.last_sequence > through)
         self._sent = keep
         self._bytes = sum(sent.size_bytes for sent in keep)
-
-    def ending_at(self, stream: str, last_sequence: int) -> Sent | None:
-        """The message of *stream* that ends at *last_sequence*, if it is under way."""
-        return next((s for s in self._sent if s.stream == stream and s.last_sequence == last_sequence), None)
 
     def oldest(self) -> float | None:
         """When the message that has waited longest was sent (monotonic seconds)."""

@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from outstation.provider import Message
-from outstation.wire.block import BlockHeader, Columns, decode, encode
+from outstation.wire.block import Columns, decode, encode
 
 
-def messages(
-    stream: str, priority: int, header: BlockHeader, data: bytes, *, after: int, max_bytes: int | None
-) -> Iterator[Message]:
-    """The block as messages of at most *max_bytes*, in order, without the records through *after*.
+def fitting(whole: Message, *, after: int, max_bytes: int | None) -> Iterator[Message]:
+    """*whole* as messages whose blocks have at most *max_bytes*, in order, without the records through *after*.
 
     A block that fits goes unchanged, records before *after* included: the far end trims what it has. One record
     that alone is over *max_bytes* comes as a message over the limit; the caller sets it aside.
     """
-    if max_bytes is None or len(data) <= max_bytes:
-        yield Message(stream, header.epoch, header.first_sequence, header.last_sequence, data, priority)
+    if max_bytes is None or len(whole.block) <= max_bytes:
+        yield whole
         return
-    _, columns = decode(data)
-    remaining = columns.after(after)
+    _, columns = decode(whole.block)
     # Each piece reaches to where the next begins, so that the far end sees one unbroken run of sequence numbers.
-    yield from _halved(stream, priority, header, remaining, header.last_sequence, max_bytes)
+    yield from _halved(whole, columns.after(after), whole.last_sequence, max_bytes)
 
 
-def _halved(
-    stream: str, priority: int, header: BlockHeader, columns: Columns, last_sequence: int, max_bytes: int
-) -> Iterator[Message]:
+def _halved(whole: Message, columns: Columns, last_sequence: int, max_bytes: int) -> Iterator[Message]:
     first = columns.sequences[0]
-    data = encode(columns, epoch=header.epoch, span=last_sequence - first + 1)
-    if len(data) <= max_bytes or len(columns) == 1:
-        yield Message(stream, header.epoch, first, last_sequence, data, priority)
+    block = encode(columns, epoch=whole.epoch, span=last_sequence - first + 1)
+    if len(block) <= max_bytes or len(columns) == 1:
+        yield replace(whole, first_sequence=first, last_sequence=last_sequence, block=block)
         return
     middle = len(columns) // 2
     border = columns.sequences[middle] - 1
-    yield from _halved(stream, priority, header, _part(columns, 0, middle), border, max_bytes)
-    yield from _halved(stream, priority, header, _part(columns, middle, len(columns)), last_sequence, max_bytes)
+    yield from _halved(whole, _part(columns, 0, middle), border, max_bytes)
+    yield from _halved(whole, _part(columns, middle, len(columns)), last_sequence, max_bytes)
 
 
 def _part(columns: Columns, start: int, end: int) -> Columns:

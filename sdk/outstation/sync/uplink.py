@@ -24,7 +24,7 @@ from outstation.settings import UplinkSettings
 from outstation.sync.deadletter import DEAD_LETTER, set_aside
 from outstation.sync.link import LinkMonitor
 from outstation.sync.pacing import Backoff, Sent, Turns, Window
-from outstation.sync.slicing import messages
+from outstation.sync.slicing import fitting
 from outstation.types import Link
 
 log = logging.getLogger("outstation.sync")
@@ -44,11 +44,11 @@ class _Lane:
     sent_through: int
     pending: Iterator[Message] | None = None
     head: Message | None = None
-    refused: dict[int, tuple[int, bytes, str]] = field(default_factory=dict)  # last: (first, block, reason)
+    refused: dict[int, tuple[Message, str]] = field(default_factory=dict)  # by last sequence number, with the reason
 
 
 class UplinkThread:
-    """Sends what the buffer holds, for as long as it runs. ``start`` and ``close`` once each; the rest from any thread."""
+    """Sends what the buffer holds, for as long as it runs. Started and closed once each; read from any thread."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class UplinkThread:
         self._window = Window(settings.window_messages, settings.window_bytes)
         self._turns = Turns()
         self._lanes: dict[str, _Lane] = {}
-        self._under_way: dict[tuple[str, int], bytes] = {}  # (stream, last) -> block, for setting aside
+        self._under_way: dict[tuple[str, int], Message] = {}  # by (stream, last sequence number)
         self._word = threading.Lock()  # guards the three below, written by the provider's threads
         self._acknowledged: dict[tuple[str, int], int] = {}  # cumulative, so one entry a stream is enough
         self._refused: list[Acknowledgement] = []
@@ -103,7 +103,8 @@ class UplinkThread:
                 self._pump()
             except OutstationError as exc:
                 reason = str(exc)
-            except Exception as exc:  # noqa: BLE001  a fault in an adapter must not end the only sending thread
+            except Exception as exc:
+                # A fault in an adapter must not end the only sending thread.
                 log.exception("the uplink's provider failed")
                 reason = f"{type(exc).__name__}: {exc}"
             else:
@@ -152,10 +153,8 @@ class UplinkThread:
         """The message to send now, or None: nothing is waiting, or the window is full."""
         if not self._window.has_room():
             return None
-        ready = []
-        for stream in self._buffer.streams():
-            if stream.name != DEAD_LETTER and self._head(stream) is not None:
-                ready.append((stream.settings.priority, stream.name))
+        streams = (stream for stream in self._buffer.streams() if stream.name != DEAD_LETTER)
+        ready = [(stream.settings.priority, stream.name) for stream in streams if self._head(stream) is not None]
         name = self._turns.next(ready)
         if name is None:
             return None
@@ -184,29 +183,23 @@ class UplinkThread:
         stream = lane.stream
         limit = self._provider.limits.max_message_bytes
         for block in stream.blocks(lane.sent_through):
-            yield from messages(
+            header = block.header
+            whole = Message(
                 stream.name,
-                stream.settings.priority,
-                block.header,
+                header.epoch,
+                header.first_sequence,
+                header.last_sequence,
                 block.data,
-                after=lane.sent_through,
-                max_bytes=limit,
+                stream.settings.priority,
             )
+            yield from fitting(whole, after=lane.sent_through, max_bytes=limit)
 
     def _send(self, message: Message) -> None:
         lane = self._lanes[message.stream]
         lane.sent_through = message.last_sequence
         limit = self._provider.limits.max_message_bytes
-        self._window.add(
-            Sent(
-                message.stream,
-                message.first_sequence,
-                message.last_sequence,
-                len(message.block),
-                self._clock.monotonic(),
-            )
-        )
-        self._under_way[message.stream, message.last_sequence] = message.block
+        self._window.add(Sent(message.stream, message.last_sequence, len(message.block), self._clock.monotonic()))
+        self._under_way[message.stream, message.last_sequence] = message
         try:
             if limit is not None and len(message.block) > limit:
                 raise RefusedError(f"One record needs {len(message.block)} bytes; this provider carries {limit}.")
@@ -265,27 +258,21 @@ class UplinkThread:
 
     def _note_refusal(self, refusal: Acknowledgement) -> None:
         lane = self._lanes.get(refusal.stream)
-        sent = self._window.ending_at(refusal.stream, refusal.through)
-        if lane is None or sent is None or lane.stream.epoch != refusal.epoch:
-            return
-        block = self._under_way[refusal.stream, refusal.through]
-        lane.refused[refusal.through] = (sent.first_sequence, block, refusal.refused)
+        message = self._under_way.get((refusal.stream, refusal.through))
+        if lane is not None and message is not None and message.epoch == refusal.epoch:
+            lane.refused[refusal.through] = (message, refusal.refused)
 
     def _pass_refused(self, lane: _Lane) -> None:
         """Move on over refused messages that nothing unacknowledged stands before."""
         for last in sorted(lane.refused):
-            first = lane.refused[last][0]
-            earlier = any(
-                name == lane.stream.name and end < first for name, end in self._under_way
-            )
-            if earlier:
+            first = lane.refused[last][0].first_sequence
+            if any(name == lane.stream.name and end < first for name, end in self._under_way):
                 return
             self._advance(lane, last)
 
     def _set_aside(self, lane: _Lane, last: int) -> None:
-        first, block, reason = lane.refused.pop(last)
-        first = max(first, lane.stream.acknowledged + 1)
-        count = set_aside(self._buffer, lane.stream.name, block, first, last, reason)
+        message, reason = lane.refused.pop(last)
+        count = set_aside(self._buffer, message, after=lane.stream.acknowledged, reason=reason)
         log.warning("%d records of stream %r were refused and set aside: %s", count, lane.stream.name, reason)
 
     def _check_overdue(self) -> None:
@@ -304,4 +291,3 @@ class UplinkThread:
     def __repr__(self) -> str:
         link = self.link
         return f"<uplink {link.state.value}, {len(self._window)} messages under way>"
-

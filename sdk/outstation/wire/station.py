@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from outstation.types import Record, StationStatus
 from outstation.wire import convert
 from outstation.wire.generated import station_pb2 as pb
+from outstation.wire.method import Codec, Method
 
 SERVICE = "outstation.v1.Station"
 
@@ -34,7 +35,7 @@ class AppendRequest:
 
     @classmethod
     def unpack(cls, data: bytes) -> AppendRequest:
-        message = pb.AppendRequest.FromString(data)
+        message = convert.parsed(pb.AppendRequest, data)
         return cls(message.producer, message.stream, tuple(_records(message.first_number, message.records)))
 
 
@@ -61,7 +62,7 @@ class AppendResponse:
 
     @classmethod
     def unpack(cls, data: bytes) -> AppendResponse:
-        m = pb.AppendResponse.FromString(data)
+        m = convert.parsed(pb.AppendResponse, data)
         return cls(m.stream, m.through, m.refused_through, m.error, m.reason, m.hint)
 
 
@@ -81,7 +82,7 @@ class ModelHealth:
 
     @classmethod
     def unpack(cls, data: bytes) -> ModelHealth:
-        m = pb.ReportHealthRequest.FromString(data)
+        m = convert.parsed(pb.ReportHealthRequest, data)
         return cls(m.model, m.version, m.calls, m.errors)
 
 
@@ -96,10 +97,27 @@ def pack_status(status: StationStatus) -> bytes:
 
 
 def unpack_status(data: bytes) -> StationStatus:
-    m = pb.GetStatusResponse.FromString(data)
+    m = convert.parsed(pb.GetStatusResponse, data)
     return StationStatus(m.station, m.provider, m.pid, m.started_unix_nano, convert.reported_from_wire(m.reported))
 
 
 def _records(first: int, rows: Iterable[pb.AppRecord]) -> Iterable[Record]:
     for number, row in enumerate(rows, first):
         yield Record(number, row.time_unix_nano, row.payload, row.content_type, dict(row.attributes))
+
+
+def _empty(_: None) -> bytes:
+    return b""  # a message without fields
+
+
+_NOTHING: Codec[None] = Codec(_empty, lambda _: None)
+
+APPEND = Method(
+    f"/{SERVICE}/Append",
+    Codec(AppendRequest.pack, AppendRequest.unpack),
+    Codec(AppendResponse.pack, AppendResponse.unpack),
+    streams_requests=True,
+    streams_responses=True,
+)
+GET_STATUS = Method(f"/{SERVICE}/GetStatus", _NOTHING, Codec(pack_status, unpack_status))
+REPORT_HEALTH = Method(f"/{SERVICE}/ReportHealth", Codec(ModelHealth.pack, ModelHealth.unpack), _NOTHING)
