@@ -4,5 +4,6 @@
 """
 
 from outstation.testing.clock import FakeClock
+from outstation.testing.link import FlakyLink
 
-__all__ = ["FakeClock"]
+__all__ = ["FakeClock", "FlakyLink"]
