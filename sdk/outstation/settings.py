@@ -106,7 +106,9 @@ class InferenceSettings(Table, frozen=True):
     listen: str = "127.0.0.1:8001"  # host:port of gRPC; "" = no TCP
     socket: str = ""  # unix socket; "" = DATA_DIR/inference.sock
     threads: Annotated[int, msgspec.Meta(ge=0)] = 1  # of one model's computation; 0 = the runtime's choice
+    accelerators: tuple[str, ...] = ()  # tried in this order, the processor last; () = whatever the machine has
     workers: Size = 4  # calls that are computed at once
+    queue: Annotated[int, msgspec.Meta(ge=0)] = 64  # calls that wait for a worker; more are refused
     max_message_bytes: Size = 64 << 20
 
 

@@ -24,6 +24,7 @@ from outstation.errors import (
     ClosedError,
     ConfigurationError,
     DeadlineError,
+    InferenceError,
     InvalidInputError,
     LinkDownError,
     MissingExtraError,
@@ -58,6 +59,7 @@ _STATUS_OF: tuple[tuple[type[OutstationError], Any], ...] = (
     (AccessDeniedError, grpc.StatusCode.PERMISSION_DENIED),
     (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
     (RefusedError, grpc.StatusCode.FAILED_PRECONDITION),
+    (InferenceError, grpc.StatusCode.INTERNAL),
     (OutstationError, grpc.StatusCode.UNAVAILABLE),
 )
 # What a status means when the server said nothing more.
@@ -210,8 +212,8 @@ def _aborting(context: Any, path: str) -> Iterator[None]:
 class Server:
     """One gRPC server. Made, told where to listen, started, closed; ``workers`` calls run at once.
 
-    A streaming call holds its worker until it ends. Calls beyond ``workers`` are turned away at once
-    (ProviderUnavailableError at the caller) instead of waiting unseen.
+    A streaming call holds its worker until it ends. Beyond ``workers`` as many calls as ``queue`` says wait for one;
+    further calls are turned away at once (ProviderUnavailableError at the caller) instead of waiting unseen.
     """
 
     def __init__(
@@ -219,6 +221,7 @@ class Server:
         services: Iterable[Any],
         *,
         workers: int,
+        queue: int = 0,
         tls: Tls | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         keepalive: Keepalive = Keepalive(),
@@ -239,7 +242,9 @@ class Server:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
             ("grpc.http2.max_ping_strikes", 0),
         )
-        self._server = grpc.server(self._pool, tuple(services), options=options, maximum_concurrent_rpcs=workers)
+        self._server = grpc.server(
+            self._pool, tuple(services), options=options, maximum_concurrent_rpcs=workers + queue
+        )
         self._credentials = None if tls is None else _server_credentials(tls)
 
     def listen(self, address: str) -> str:
