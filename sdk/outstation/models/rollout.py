@@ -1,0 +1,209 @@
+"""Where a version of a model stands on a device, and what moves it: a table, and pure functions over it. No I/O.
+
+::
+
+    (unknown) ──OFFER──▶ offered ──BEGIN──▶ downloading ──COMPLETE──▶ verified ──PASS──▶ staged ──ADMIT──▶ probation
+                            ▲                                                                                │ PROVE
+    refused, rejected,      │                                                                                ▼
+    rolled_back ──FORGIVE───┘        superseded ──OFFER──▶ offered                  superseded ◀──REPLACE── active
+
+DISTRUST ends in refused (a check of trust), FAIL in rejected (load, goldens, budgets), FAULT in rolled_back (live
+traffic), RECALL takes a version back because another one is wanted, DAMAGE sends one whose files on the disk are no
+longer whole back to the start. What is refused, rejected or rolled back stays so until FORGIVE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+
+import msgspec
+
+from outstation.models.versions import is_prerelease, newest_first, precedence
+from outstation.types import LATEST, ModelPhase, ModelReport, ModelVersionReport
+
+
+class Event(str, Enum):
+    """What can happen to a version."""
+
+    OFFER = "offer"  # it is in the repository and wanted
+    BEGIN = "begin"  # its files are being fetched
+    COMPLETE = "complete"  # every file is here and has the signed hash
+    PASS = "pass"  # noqa: S105 - not a password: it loads, and met its goldens and budgets
+    ADMIT = "admit"  # it answers, on trial
+    PROVE = "prove"  # the trial is over
+    REPLACE = "replace"  # another version was proved
+    DISTRUST = "distrust"  # a signature, hash or manifest is wrong
+    FAIL = "fail"  # it does not load, or missed a golden answer, a budget or a requirement
+    FAULT = "fault"  # it failed on live traffic
+    RECALL = "recall"  # another version is wanted before this one was proved
+    DAMAGE = "damage"  # its files on the disk are no longer whole
+    FORGIVE = "forgive"  # the operator wants it tried again
+
+
+P, E = ModelPhase, Event
+TABLE: Mapping[tuple[ModelPhase | None, Event], ModelPhase] = {
+    (None, E.OFFER): P.OFFERED,
+    (P.OFFERED, E.BEGIN): P.DOWNLOADING,
+    (P.OFFERED, E.DISTRUST): P.REFUSED,
+    (P.OFFERED, E.FAIL): P.REJECTED,
+    (P.OFFERED, E.RECALL): P.SUPERSEDED,
+    (P.DOWNLOADING, E.BEGIN): P.DOWNLOADING,  # after a restart or a lost link
+    (P.DOWNLOADING, E.COMPLETE): P.VERIFIED,
+    (P.DOWNLOADING, E.DISTRUST): P.REFUSED,
+    (P.DOWNLOADING, E.FAIL): P.REJECTED,
+    (P.DOWNLOADING, E.RECALL): P.SUPERSEDED,
+    (P.VERIFIED, E.PASS): P.STAGED,
+    (P.VERIFIED, E.FAIL): P.REJECTED,
+    (P.VERIFIED, E.RECALL): P.SUPERSEDED,
+    (P.VERIFIED, E.DAMAGE): P.OFFERED,
+    (P.STAGED, E.ADMIT): P.PROBATION,
+    (P.STAGED, E.RECALL): P.SUPERSEDED,
+    (P.STAGED, E.DAMAGE): P.OFFERED,
+    (P.PROBATION, E.PROVE): P.ACTIVE,
+    (P.PROBATION, E.FAULT): P.ROLLED_BACK,
+    (P.PROBATION, E.RECALL): P.SUPERSEDED,
+    (P.PROBATION, E.DAMAGE): P.OFFERED,
+    (P.ACTIVE, E.REPLACE): P.SUPERSEDED,
+    (P.ACTIVE, E.DAMAGE): P.OFFERED,
+    (P.SUPERSEDED, E.OFFER): P.OFFERED,
+    (P.SUPERSEDED, E.PROVE): P.ACTIVE,  # the last good version, when the active one was damaged on the disk
+    (P.REFUSED, E.FORGIVE): P.OFFERED,
+    (P.REJECTED, E.FORGIVE): P.OFFERED,
+    (P.ROLLED_BACK, E.FORGIVE): P.OFFERED,
+}
+TURNED_DOWN = frozenset({P.REFUSED, P.REJECTED, P.ROLLED_BACK})
+ON_ITS_WAY = frozenset({P.OFFERED, P.DOWNLOADING, P.VERIFIED, P.STAGED})
+
+
+class MoveError(RuntimeError):
+    """The table has no such move: a mistake in the caller."""
+
+
+def next_phase(phase: ModelPhase | None, event: Event) -> ModelPhase:
+    """The phase after *event*; MoveError when the table has no such move."""
+    try:
+        return TABLE[phase, event]
+    except KeyError:
+        raise MoveError(f"A version that is {phase.value if phase else 'unknown'} cannot {event.value}.") from None
+
+
+class VersionState(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of one version. ``digest`` is the SHA-256 of its manifest, "" before that is known."""
+
+    phase: ModelPhase
+    since_unix_nano: int
+    reason: str = ""
+    digest: str = ""
+    software: str = ""  # that turned it down; a newer one may understand a manifest that this one does not
+
+
+class ModelState(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of one model. ``last_good`` is the version that answered before the active one, or ""."""
+
+    last_good: str = ""
+    pinned: str = ""  # by someone at the device; wins over the far end's wish
+    versions: dict[str, VersionState] = {}
+
+    @property
+    def active(self) -> str:
+        """The version that is proved, or ""."""
+        return self._only(P.ACTIVE)
+
+    @property
+    def candidate(self) -> str:
+        """The version on trial, or ""."""
+        return self._only(P.PROBATION)
+
+    @property
+    def answering(self) -> str:
+        """The version that answers, or ""."""
+        return self.candidate or self.active
+
+    def phase(self, version: str) -> ModelPhase | None:
+        """Where *version* stands; None when nothing is known of it."""
+        known = self.versions.get(version)
+        return known.phase if known else None
+
+    def report(self, name: str) -> ModelReport:
+        """For the far end: newest first."""
+        rows = (
+            ModelVersionReport(version, state.phase, state.since_unix_nano, state.reason)
+            for version, state in ((version, self.versions[version]) for version in newest_first(self.versions))
+        )
+        return ModelReport(name, self.answering, tuple(rows))
+
+    def _only(self, phase: ModelPhase) -> str:
+        return next((version for version, state in self.versions.items() if state.phase is phase), "")
+
+
+def moved(
+    model: ModelState,
+    version: str,
+    event: Event,
+    *,
+    at_unix_nano: int,
+    reason: str = "",
+    digest: str | None = None,
+    software: str = "",
+) -> ModelState:
+    """*model* after *event* happened to *version*: at most one active and one on trial, whatever happens."""
+    old = model.versions.get(version)
+    phase = next_phase(old.phase if old else None, event)
+    versions = dict(model.versions)
+    last_good = model.last_good
+    if event is Event.PROVE:
+        former = model.active
+        if former:
+            versions[former] = msgspec.structs.replace(
+                versions[former], phase=next_phase(P.ACTIVE, E.REPLACE), since_unix_nano=at_unix_nano, reason=""
+            )
+            last_good = former
+        elif last_good == version:
+            last_good = ""
+    if event is Event.ADMIT and model.candidate:
+        raise MoveError(f"{model.candidate} is on trial already; {version} must wait.")
+    since = old.since_unix_nano if old and old.phase is phase else at_unix_nano
+    kept = digest if digest is not None else (old.digest if old else "")
+    versions[version] = VersionState(phase=phase, since_unix_nano=since, reason=reason, digest=kept, software=software)
+    return msgspec.structs.replace(model, versions=versions, last_good=last_good)
+
+
+def candidates(model: ModelState, wish: str, available: Iterable[str]) -> tuple[str, ...]:
+    """The versions worth trying for *wish*, best first; it ends with the active version if nothing better is left.
+
+    A version that was turned down is left out. "latest" takes no pre-release unless there is nothing else, and goes
+    from the newest down; what is older than an acceptable newer one is a fallback. An explicit version stands alone.
+    """
+    if wish != LATEST:
+        known = wish in set(available) or model.active == wish
+        return (wish,) if known and model.phase(wish) not in TURNED_DOWN else ()
+    offered = set(available)
+    releases = {version for version in offered if not is_prerelease(version)}
+    acceptable = [v for v in newest_first(releases or offered) if model.phase(v) not in TURNED_DOWN]
+    active = model.active
+    if active in acceptable:
+        return tuple(acceptable[: acceptable.index(active) + 1])
+    return tuple(acceptable)
+
+
+class Verdict(str, Enum):
+    """Of a trial."""
+
+    WAIT = "wait"
+    PROVED = "proved"
+    FAULTY = "faulty"
+
+
+def judge(elapsed: float, period: float, calls: int, errors: int) -> Verdict:
+    """The verdict on a version that has answered *calls* calls, *errors* of them failed, *elapsed* seconds into its
+    trial of *period* seconds. One failed call is enough: its predecessor is there and was good.
+    """
+    if errors > 0:
+        return Verdict.FAULTY
+    return Verdict.PROVED if elapsed >= period else Verdict.WAIT
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Whether *version* is newer than *than*."""
+    return precedence(version) > precedence(than)
