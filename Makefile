@@ -15,7 +15,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.run ## A station lives through an outage, in under a minute (DEMO_ARGS="--seconds 15 --report account.json")
-	@$(BIN)/outstation demo $(DEMO_ARGS)
+	@$(BIN)/outstation demo --out build/demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev ## The everyday tests (PYTEST_ARGS="-k buffer")
 	$(BIN)/python -m pytest -m "not soak" $(PYTEST_ARGS)

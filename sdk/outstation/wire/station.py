@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from outstation.errors import WireError
 from outstation.types import Record, StationStatus
 from outstation.wire import convert
 from outstation.wire.generated import station_pb2 as pb
@@ -21,9 +22,16 @@ class AppendRequest:
     stream: str
     records: tuple[Record, ...]
 
+    @property
+    def first_number(self) -> int:
+        return self.records[0].sequence
+
+    @property
+    def last_number(self) -> int:
+        return self.records[-1].sequence
+
     def pack(self) -> bytes:
-        first = self.records[0].sequence
-        message = pb.AppendRequest(producer=self.producer, stream=self.stream, first_number=first)
+        message = pb.AppendRequest(producer=self.producer, stream=self.stream, first_number=self.first_number)
         for record in self.records:
             message.records.add(
                 time_unix_nano=record.time_unix_nano,
@@ -36,6 +44,8 @@ class AppendRequest:
     @classmethod
     def unpack(cls, data: bytes) -> AppendRequest:
         message = convert.parsed(pb.AppendRequest, data)
+        if not message.records or not message.producer or not message.first_number:
+            raise WireError("An AppendRequest needs a producer, numbers from 1 and at least one record.")
         return cls(message.producer, message.stream, tuple(_records(message.first_number, message.records)))
 
 

@@ -1,0 +1,65 @@
+"""The commands put together, and the one place where errors become sentences and exit codes.
+
+Exit codes: 0 done; 1 it failed; 2 you asked wrongly (a wrong option, a wrong setting, a wrong input).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from outstation._version import __version__
+from outstation.cli import agent, buffer, demo, fleet, hub, inference, model, status
+from outstation.errors import ConfigurationError, InvalidInputError, OutstationError
+
+FAILED, ASKED_WRONGLY = 1, 2
+
+app = typer.Typer(
+    name="outstation",
+    help="Run ML in the field; sync when connected.\n\nExample: outstation demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("demo")(demo.demo)
+app.command("agent")(agent.agent)
+app.command("inference")(inference.inference)
+app.command("hub")(hub.hub)
+app.command("status")(status.status)
+app.add_typer(model.app, name="model")
+app.add_typer(fleet.app, name="fleet")
+app.add_typer(buffer.app, name="buffer")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"outstation {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script ``outstation``."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(ASKED_WRONGLY)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)  # the shell's code for "ended by Ctrl-C"
+    except OutstationError as exc:
+        if debug:
+            raise
+        print(f"error: {exc}", file=sys.stderr)
+        if exc.hint:
+            print(f"hint: {exc.hint}", file=sys.stderr)
+        sys.exit(ASKED_WRONGLY if isinstance(exc, ConfigurationError | InvalidInputError) else FAILED)
+    sys.exit(code if isinstance(code, int) else 0)
