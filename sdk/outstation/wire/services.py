@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ MAX_MESSAGE_BYTES = (64 << 20) + (64 << 10)
 # Both travel in HTTP/2 headers, of which most peers take 8 KiB in all.
 MAX_DETAILS = 2000
 MAX_HINT_BYTES = 1000
+# gRPC's future of a ready channel cannot be interrupted, so whoever waits looks up this often (seconds).
+_LOOK_INTERVAL = 0.05
 _ERROR_KEY, _HINT_KEY = "outstation-error", "outstation-hint-bin"
 
 # Which status a server answers with; the first that matches wins.
@@ -331,16 +334,30 @@ class Client:
             self._channel = grpc.secure_channel(target, _channel_credentials(tls), options)
         self._closed = threading.Event()
 
-    def wait_ready(self, timeout: float) -> None:
-        """Block until the server answers; LinkDownError when it does not within *timeout* seconds."""
+    def wait_ready(self, timeout: float, stop: threading.Event | None = None) -> None:
+        """Block until the server answers; LinkDownError when it does not within *timeout* seconds.
+
+        Ends early, with ClosedError, when *stop* is set or the client is closed.
+        """
+        deadline = time.monotonic() + timeout
         with self._open():
             ready = grpc.channel_ready_future(self._channel)
             try:
-                ready.result(timeout)
-            except grpc.FutureTimeoutError as exc:
-                raise LinkDownError(f"{self.target} does not answer.") from exc
+                while not self._is_ready(ready, min(_LOOK_INTERVAL, max(0.0, deadline - time.monotonic()))):
+                    if self._closed.is_set() or (stop is not None and stop.is_set()):
+                        raise ClosedError(f"Nobody waits for {self.target} any more.")
+                    if time.monotonic() >= deadline:
+                        raise LinkDownError(f"{self.target} does not answer.")
             finally:
                 ready.cancel()
+
+    @staticmethod
+    def _is_ready(ready: Any, timeout: float) -> bool:
+        try:
+            ready.result(timeout)
+        except grpc.FutureTimeoutError:
+            return False
+        return True
 
     def unary(self, method: Method[Request, Response]) -> Callable[[Request, float | None], Response]:
         """The method as a function of (request, timeout); keep it, making it costs more than calling it."""
