@@ -1,0 +1,136 @@
+"""Compose models, service and sockets into a process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import stat
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+from outstation.agent import AgentClient
+from outstation.clock import Clock, SystemClock
+from outstation.errors import ConfigurationError, mapped_os_errors
+from outstation.inference.host import FixedModels, ModelHost, Models
+from outstation.inference.loading import load_file
+from outstation.inference.model import Model
+from outstation.inference.runtime import RuntimeOptions
+from outstation.models.store import ModelStore
+from outstation.settings import InferenceSettings, Settings
+from outstation.wire.services import Server, is_loopback
+from outstation_inference.health import HealthReporter
+from outstation_inference.service import InferenceService
+
+log = logging.getLogger("outstation.inference")
+
+# Calls that were accepted get this long to be answered when the process is asked to stop.
+GRACE = 10.0
+# A process is called ready when its models are loaded; a very large one may come later.
+LOAD_TIMEOUT = 60.0
+
+
+class InferenceProcess:
+    """The inference component. :meth:`from_store` or :meth:`of_file` makes it; ``run`` blocks until ``stop``."""
+
+    def __init__(self, models: Models, settings: InferenceSettings, sockets: tuple[str, ...]) -> None:
+        """Listen on *sockets*: "host:port", "unix:/path". Owns *models* from now on.
+
+        ConfigurationError when there is no socket or one is taken.
+        """
+        self._models = models
+        self._stop = threading.Event()
+        self._closing = ExitStack()
+        with ExitStack() as made:
+            made.callback(models.close)
+            service = InferenceService(models)
+            made.callback(service.close)
+            server = Server(
+                [service.handler],
+                workers=settings.workers,
+                queue=settings.queue,
+                max_message_bytes=settings.max_message_bytes,
+                name="inference",
+            )
+            made.callback(server.close, GRACE)
+            self.addresses = tuple(_listen(server, address, made) for address in sockets)
+            if not self.addresses:
+                raise ConfigurationError("The inference server has no address.", hint="Set `listen` or `socket`.")
+            server.start()
+            for address in self.addresses:
+                if address.startswith("unix:"):
+                    _keep_to_group(Path(address.removeprefix("unix:")))
+            self._closing = made.pop_all()
+
+    @classmethod
+    def from_store(cls, settings: Settings, clock: Clock = SystemClock()) -> InferenceProcess:
+        """Serve every model of the station's store that answers, and tell the agent how each does."""
+        store = ModelStore(settings.data_dir / "models")
+        host = ModelHost(store, settings.inference, clock=clock, preload=True)
+        sockets = (settings.inference.listen, f"unix:{settings.inference_socket.absolute()}")
+        process = cls(host, settings.inference, tuple(filter(None, sockets)))
+        reporter = HealthReporter(host, AgentClient(settings.agent_socket), clock)
+        process._closing.callback(reporter.close)
+        if not host.wait_settled(LOAD_TIMEOUT):
+            log.warning("Not every model is loaded after %g s; serving those that are.", LOAD_TIMEOUT)
+        return process
+
+    @classmethod
+    def of_file(cls, path: Path, name: str, settings: InferenceSettings) -> InferenceProcess:
+        """Serve the one ONNX file *path* as the model *name*: no store, no agent. ModelLoadError."""
+        version = load_file(path, RuntimeOptions(settings.threads, settings.accelerators))
+        sockets = (settings.listen, f"unix:{Path(settings.socket).absolute()}" if settings.socket else "")
+        return cls(FixedModels((Model(name, version),)), settings, tuple(filter(None, sockets)))
+
+    def run(self) -> None:
+        """Serve until :meth:`stop`, then answer what was accepted and end every thread."""
+        self._stop.wait()
+        self.close()
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to return. Safe in a signal handler."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Refuse new calls, answer those accepted within the grace time, end. Idempotent."""
+        self._stop.set()
+        self._closing.close()
+
+
+def _listen(server: Server, address: str, made: ExitStack) -> str:
+    if not address.startswith("unix:"):
+        if not is_loopback(address):
+            log.warning("%s can be reached from the network, without a password or encryption.", address)
+        return server.listen(address)
+    path = Path(address.removeprefix("unix:"))
+    with mapped_os_errors(doing="make the socket of the inference server", path=path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_socket():
+            raise ConfigurationError(f"{path} is in the way of the inference server's socket and is no socket.")
+    if _answers(path):
+        raise ConfigurationError(f"Another inference server listens on {path}.", hint="Stop it, or choose another.")
+    made.callback(_unlink, path)
+    return server.listen(address)
+
+
+def _answers(path: Path) -> bool:
+    """Whether a living process listens on the socket *path*; one that was killed leaves a file that nobody answers."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _keep_to_group(path: Path) -> None:
+    """Who shares the data folder's group may ask the models; nobody else."""
+    with mapped_os_errors(doing="set the rights of the socket", path=path):
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

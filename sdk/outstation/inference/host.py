@@ -1,0 +1,266 @@
+"""The models of one process: loads what the store says answers, and lets new versions take over under load."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol
+
+from outstation.clock import Clock, SystemClock
+from outstation.errors import ClosedError, ModelNotFoundError, ModelNotReadyError, OutstationError
+from outstation.inference.deadlines import Deadlines
+from outstation.inference.loading import load_installed
+from outstation.inference.model import Health, Model, Version
+from outstation.inference.runtime import RuntimeOptions
+from outstation.models.store import InstalledModel
+from outstation.settings import InferenceSettings
+from outstation.types import MODEL_NAME, checked_name
+
+log = logging.getLogger("outstation.inference")
+
+# How often the store is asked whether anything changed; one stat or small read each time.
+POLL_INTERVAL = 0.2
+
+
+class Store(Protocol):
+    """What a host needs of :class:`outstation.models.store.ModelStore`."""
+
+    def generation(self) -> object: ...
+    def names(self) -> tuple[str, ...]: ...
+    def answering(self, name: str) -> InstalledModel | None: ...
+
+
+class Models(Protocol):
+    """Models by name, wherever they are computed: a server asks this."""
+
+    def names(self) -> tuple[str, ...]:
+        """The models that answer now, sorted."""
+        ...
+
+    def get(self, name: str, timeout: float = 0.0) -> Model:
+        """The model *name*; ModelNotReadyError or ModelNotFoundError when none answers within *timeout* seconds."""
+        ...
+
+    def healths(self) -> dict[str, Health]:
+        """By model: how the version that should answer has done since it began to."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """Whether every model that should answer was loaded, or found to be impossible to load."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One model that was asked for. Changed by the host's thread alone, with the lock held."""
+
+    model: Model
+    folder: Path | None = None  # of the version that answers
+    seen: bool = False  # the store was asked at least once
+    failed: Path | None = None  # of the version that could not be loaded; not tried again
+    failed_version: str = ""
+    error: OutstationError | None = None
+
+
+class ModelHost:
+    """Loads versions on a thread of its own, warms them up, then swaps them in. Thread-safe.
+
+    Models are loaded when first asked for; with *preload*, all that answer are. A version that cannot be loaded
+    leaves the one before in place, and its :meth:`health` says that its one call failed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: InferenceSettings = InferenceSettings(),
+        *,
+        clock: Clock = SystemClock(),
+        preload: bool = False,
+    ) -> None:
+        self._store = store
+        self._options = RuntimeOptions(threads=settings.threads, accelerators=settings.accelerators)
+        self._clock = clock
+        self._preload = preload
+        self._deadlines = Deadlines(clock)
+        self._changed = threading.Condition()
+        self._entries: dict[str, _Entry] = {}
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="outstation-models", daemon=True)
+        self._thread.start()
+
+    def get(self, name: str, timeout: float = 10.0) -> Model:
+        """The handle on *name*, once a version answers. The same handle each time; it stays valid until :meth:`close`.
+
+        Raises ModelNotReadyError after *timeout* seconds, or what keeps the version from being loaded
+        (ModelLoadError) at once. With *preload*, ModelNotFoundError at once for a name that the store does not know.
+        """
+        checked_name(MODEL_NAME, name, "model")
+        with self._changed:
+            entry = self._entries.get(name)
+            if entry is None or not entry.model.ready:
+                entry = self._awaited(name, entry, timeout)
+            return entry.model
+
+    def _awaited(self, name: str, entry: _Entry | None, timeout: float) -> _Entry:
+        if entry is None:
+            if self._preload and name not in self._store.names():
+                raise ModelNotFoundError(f"No model {name!r} is known on this device.")
+            entry = self._entries[name] = _Entry(Model(name, None, self._deadlines))
+            self._wake.set()
+        self._changed.wait_for(lambda: entry.model.ready or entry.error is not None or self._closed, timeout)
+        if self._closed:
+            raise ClosedError("The models are closed.")
+        if entry.model.ready:
+            return entry
+        if entry.error is not None:
+            raise entry.error
+        known = ", ".join(self.names()) or "none"
+        raise ModelNotReadyError(f"No version of {name!r} answers on this device (answering: {known}).")
+
+    def names(self) -> tuple[str, ...]:
+        """The models of the store for which a version may answer, loaded or not, sorted."""
+        return tuple(name for name in self._store.names() if self._store.answering(name) is not None)
+
+    def health(self, name: str) -> Health:
+        """Calls and errors of the version that should answer, since it began to; ModelNotReadyError without one."""
+        with self._changed:
+            entry = self._entries.get(name)
+            if entry is None:
+                raise ModelNotFoundError(f"Nobody asked for {name!r} here.")
+            if entry.failed is not None:
+                return Health(entry.failed_version, calls=1, errors=1)
+            return entry.model.health
+
+    def healths(self) -> dict[str, Health]:
+        """:meth:`health` of every model that answers here."""
+        with self._changed:
+            names = [name for name, entry in self._entries.items() if entry.model.ready or entry.failed is not None]
+        return {name: self.health(name) for name in names}
+
+    @property
+    def settled(self) -> bool:
+        """Whether every model that answers by the store was loaded, or found to be impossible to load."""
+        return all(name in self._entries and self._entries[name].seen for name in self.names())
+
+    def wait_settled(self, timeout: float) -> bool:
+        """Until :attr:`settled`; True if that was within *timeout* seconds. Needs *preload*."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.settled, timeout)
+
+    def close(self) -> None:
+        """Answer no more; calls in progress end as usual. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._wake.set()
+        self._thread.join()
+        self._deadlines.close()
+        for entry in self._entries.values():
+            entry.model.close()
+
+    def _run(self) -> None:
+        generation: object = None
+        while not self._closed:
+            asked = self._wake.is_set()
+            if asked:
+                self._wake.clear()
+            now = self._store.generation()
+            if asked or now != generation:
+                generation = now
+                self._follow()
+            self._clock.wait(self._wake, POLL_INTERVAL)
+
+    def _follow(self) -> None:
+        if self._preload:
+            for name in self.names():
+                with self._changed:
+                    self._entries.setdefault(name, _Entry(Model(name, None, self._deadlines)))
+        with self._changed:
+            entries = list(self._entries.items())
+        for name, entry in entries:
+            if self._closed:
+                return
+            self._follow_one(name, entry)
+
+    def _follow_one(self, name: str, entry: _Entry) -> None:
+        installed = self._store.answering(name)
+        if installed is None:
+            self._settle(entry, None, None)
+        elif installed.folder == entry.folder:
+            self._settle(entry, entry.folder, entry.model.current)
+        elif installed.folder != entry.failed:
+            self._load(entry, installed)
+
+    def _load(self, entry: _Entry, installed: InstalledModel) -> None:
+        replaces = entry.model.current if entry.model.ready else None
+        try:
+            version = load_installed(installed, self._options, replaces)
+        except OutstationError as exc:
+            if self._store.answering(installed.name) != installed:
+                self._wake.set()  # deleted while it was read: another one answers now
+                return
+            log.warning("%s %s cannot be loaded: %s", installed.name, installed.version, exc)
+            with self._changed:
+                entry.seen = True
+                entry.failed, entry.failed_version, entry.error = installed.folder, installed.version, exc
+                self._changed.notify_all()
+            return
+        log.info("%s %s answers, computed by %s", installed.name, installed.version, version.placement.accelerator)
+        for fallback in version.placement.fallbacks:
+            log.warning("%s %s: %s", installed.name, installed.version, fallback)
+        self._settle(entry, installed.folder, version)
+
+    def _settle(self, entry: _Entry, folder: Path | None, version: Version | None) -> None:
+        with self._changed:
+            entry.seen = True
+            entry.folder, entry.failed, entry.failed_version, entry.error = folder, None, "", None
+            entry.model.answer_with(version)
+            self._changed.notify_all()
+
+    def __enter__(self) -> ModelHost:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        self.close()
+        return False
+
+
+class FixedModels:
+    """Models that are there from the start and never change: what serves a bare file."""
+
+    def __init__(self, models: tuple[Model, ...]) -> None:
+        self._models = {model.name: model for model in models}
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._models))
+
+    def get(self, name: str, timeout: float = 0.0) -> Model:
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFoundError(
+                f"There is no model {name!r} here.", hint=f"There is: {', '.join(self.names()) or 'none'}."
+            )
+        return model
+
+    def health(self, name: str) -> Health:
+        return self.get(name).health
+
+    def healths(self) -> dict[str, Health]:
+        return {name: model.health for name, model in self._models.items()}
+
+    @property
+    def settled(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        for model in self._models.values():
+            model.close()

@@ -1,0 +1,179 @@
+"""ONNX Runtime as a :class:`outstation.inference.runtime.Runtime`: the only file that imports it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from outstation.errors import (
+    DeadlineError,
+    InferenceError,
+    InvalidInputError,
+    MissingExtraError,
+    ModelLoadError,
+)
+from outstation.inference.runtime import Placement, RuntimeOptions, Stop
+from outstation.models.manifest import ANY, TensorSpec
+
+try:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+except ImportError as exc:
+    raise MissingExtraError("onnx", "Running an ONNX model") from exc
+
+# What is tried when the settings name nothing, best first. Azure's "provider" is a remote call: never by itself.
+PREFERENCE = ("tensorrt", "cuda", "openvino", "qnn", "cpu")
+_PROVIDERS = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+_SHORT = {provider: short for short, provider in _PROVIDERS.items()}
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+# ONNX Runtime prints what it also raises; 4 = only what ends the process.
+_FATAL = 4
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
+
+class OnnxRuntime:
+    """ONNX Runtime, as installed."""
+
+    name = "onnx"
+
+    @property
+    def version(self) -> str:
+        return str(onnxruntime.__version__)
+
+    def load(self, path: Path, options: RuntimeOptions) -> OnnxSession:
+        """See :meth:`outstation.inference.runtime.Runtime.load`. Imports nothing of accelerators that are not there."""
+        wanted, fallbacks = _chosen(options.accelerators, onnxruntime.get_available_providers())
+        with _loading(path):
+            session = onnxruntime.InferenceSession(
+                str(path), _session_options(options), providers=[_PROVIDERS[short] for short in wanted]
+            )
+        used = [_SHORT.get(provider, provider) for provider in session.get_providers()]
+        fallbacks += [f"{short}: did not take the model" for short in wanted if short not in used]
+        return OnnxSession(session, Placement(used[0], tuple(fallbacks)), path)
+
+
+class OnnxSession:
+    """See :class:`outstation.inference.runtime.Session`."""
+
+    def __init__(self, session: Any, placement: Placement, path: Path) -> None:
+        self._session = session
+        self.placement = placement
+        self.inputs = _specs("input", session.get_inputs(), path)
+        self.outputs = _specs("output", session.get_outputs(), path)
+
+    def run(self, names: Sequence[str], feed: Mapping[str, Any], stop: Stop | None = None) -> list[Any]:
+        try:
+            outputs: list[Any] = self._session.run(names, feed, stop.options if isinstance(stop, OnnxStop) else None)
+        except ort_errors.InvalidArgument as exc:
+            raise InvalidInputError(f"The model refuses these inputs: {_said(exc)}") from exc
+        except Exception as exc:  # whatever a kernel throws; ONNX Runtime has no base class of its errors
+            if isinstance(stop, OnnxStop) and stop.options.terminate:
+                raise DeadlineError("The model was stopped: its time was up.") from exc
+            raise InferenceError(f"The model failed while computing: {_said(exc)}") from exc
+        return outputs
+
+    def stop(self) -> OnnxStop:
+        return OnnxStop()
+
+
+class OnnxStop:
+    """Ends one run between two nodes of its graph."""
+
+    __slots__ = ("options",)
+
+    def __init__(self) -> None:
+        self.options = onnxruntime.RunOptions()
+        self.options.log_severity_level = _FATAL
+
+    def set(self) -> None:
+        self.options.terminate = True
+
+
+def _session_options(options: RuntimeOptions) -> Any:
+    made = onnxruntime.SessionOptions()
+    made.intra_op_num_threads = options.threads
+    made.inter_op_num_threads = 1
+    made.log_severity_level = _FATAL
+    # Threads that spin between calls burn a small device's battery for microseconds.
+    made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return made
+
+
+def _chosen(preferred: Sequence[str], available: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Which accelerators to ask for, the processor last; and why each other preferred one is not asked for."""
+    for short in preferred:
+        if short not in _PROVIDERS:
+            raise ModelLoadError(f"No accelerator {short!r} is known.", hint=f"Known: {', '.join(_PROVIDERS)}.")
+    wanted = [short for short in (preferred or PREFERENCE) if _PROVIDERS[short] in available]
+    missing = [
+        f"{short}: not in this build of ONNX Runtime" for short in preferred if _PROVIDERS[short] not in available
+    ]
+    return (wanted if "cpu" in wanted else [*wanted, "cpu"]), missing
+
+
+def _specs(kind: str, metadata: Sequence[Any], path: Path) -> tuple[TensorSpec, ...]:
+    specs = []
+    for entry in metadata:
+        datatype = _DATATYPES.get(entry.type)
+        if datatype is None:
+            raise ModelLoadError(
+                f"The {kind} {entry.name!r} of {path} is {entry.type}, which cannot be served.",
+                hint="Export the model with tensors only (from scikit-learn: zipmap=False), of types other than these.",
+            )
+        shape = tuple(size if isinstance(size, int) and size >= 0 else ANY for size in entry.shape)
+        specs.append(TensorSpec(entry.name, datatype, shape))
+    return tuple(specs)
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ort_errors.NoSuchFile, ort_errors.NoModel) as exc:
+        raise ModelLoadError(f"There is no file {path}.") from exc
+    except ort_errors.InvalidProtobuf as exc:
+        raise ModelLoadError(
+            f"{path} is no ONNX file.", hint="Give the path of a model that was exported as ONNX."
+        ) from exc
+    except Exception as exc:  # an operator that is not implemented, a graph that contradicts itself, no memory
+        if _is_empty(path):
+            raise ModelLoadError(f"{path} is empty.", hint="The export or the copy of it was cut short.") from exc
+        raise ModelLoadError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_said(exc)}",
+            hint="Export the model for an older opset, or install a newer onnxruntime.",
+        ) from exc
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False
+
+
+def _said(exc: Exception) -> str:
+    """The message of ONNX Runtime on one line, without its prefix."""
+    return " ".join(_PREFIX.sub("", str(exc)).split()) or type(exc).__name__
