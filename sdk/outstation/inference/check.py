@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+import outstation
 from outstation.errors import CheckFailedError, ModelLoadError, OutstationError
 from outstation.inference.runtime import RuntimeOptions
 from outstation.models.checking import CheckResult
@@ -26,6 +27,8 @@ from outstation.models.store import InstalledModel
 # What the child needs of our environment: to find Python, its libraries and a place for temporary files. Keys,
 # tokens and settings stay here.
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LANG", "LC_ALL", "TMPDIR", "TZ")
+# Python looks for modules in its working folder first: it must never be one that a model's files lie in.
+_PACKAGES = Path(outstation.__file__).parents[1]
 # Of what the child says on its way down, the end tells why.
 _LAST_WORDS_BYTES = 600
 _MAX_VERDICT_BYTES = 64 << 10
@@ -54,7 +57,13 @@ class SubprocessChecker:
 
         ModelLoadError when it cannot be loaded; CheckFailedError for anything else, with the reason.
         """
-        command = [self._python, "-m", "outstation.inference.check", str(model.folder), str(self._options.threads)]
+        command = [
+            self._python,
+            "-m",
+            "outstation.inference.check",
+            str(model.folder.absolute()),
+            str(self._options.threads),
+        ]
         command += [",".join(self._options.accelerators)]
         with tempfile.TemporaryFile() as words:
             try:
@@ -66,7 +75,7 @@ class SubprocessChecker:
                     stderr=words,
                     timeout=timeout,
                     env=_environment(os.environ),
-                    cwd=model.folder,
+                    cwd=_PACKAGES,
                     check=False,
                 )
             except subprocess.TimeoutExpired as exc:
@@ -95,6 +104,8 @@ def _result(code: int, line: bytes, said: str) -> CheckResult:
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:
     passed = {name: ours[name] for name in _PASSED if name in ours}
+    if "PYTHONPATH" in passed:  # the child's working folder is another
+        passed["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, passed["PYTHONPATH"].split(os.pathsep)))
     return {**passed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
