@@ -175,12 +175,12 @@ def _bound(method: Method[Any, Any], function: Function) -> Any:
 
     def one(request: Any, context: Any) -> bytes:
         with _aborting(context, method.path):
-            value = map(decode, request) if method.streams_requests else decode(request)
+            value = _requests(request, decode) if method.streams_requests else decode(request)
             return encode(function(value, Caller(context)))
 
     def many(request: Any, context: Any) -> Iterator[bytes]:
         with _aborting(context, method.path):
-            value = map(decode, request) if method.streams_requests else decode(request)
+            value = _requests(request, decode) if method.streams_requests else decode(request)
             for response in function(value, Caller(context)):
                 yield encode(response)
 
@@ -193,6 +193,14 @@ def _bound(method: Method[Any, Any], function: Function) -> Any:
     return kinds[method.streams_requests, method.streams_responses](many if method.streams_responses else one)
 
 
+def _requests(requests: Iterator[bytes], decode: Callable[[bytes], Any]) -> Iterator[Any]:
+    try:
+        for request in requests:
+            yield decode(request)
+    except grpc.RpcError as exc:
+        raise LinkDownError("The caller has gone.") from exc
+
+
 @contextmanager
 def _aborting(context: Any, path: str) -> Iterator[None]:
     try:
@@ -202,8 +210,6 @@ def _aborting(context: Any, path: str) -> Iterator[None]:
         metadata = ((_ERROR_KEY, type(exc).__name__), (_HINT_KEY, exc.hint.encode()[:MAX_HINT_BYTES]))
         context.set_trailing_metadata(metadata)
         context.abort(status, str(exc)[:MAX_DETAILS])
-    except grpc.RpcError:
-        raise  # the caller has gone: gRPC's own signal, from the iterator of requests
     except Exception:
         if not context.is_active():
             raise

@@ -1,0 +1,45 @@
+"""Who may do what: decided from the certificate that a caller proved to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from outstation.errors import AccessDeniedError
+from outstation.types import STATION_NAME, checked_name
+from outstation.wire.services import Caller
+
+_LOCAL_PEERS = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
+
+
+class Access:
+    """With mutual TLS the certificate's common name decides; in plain text only nearness can."""
+
+    def __init__(self, operators: Iterable[str]) -> None:
+        self._operators = frozenset(operators)
+
+    def station(self, caller: Caller, station: str) -> None:
+        """*caller* is *station*. InvalidNameError or AccessDeniedError."""
+        checked_name(STATION_NAME, station, "station")
+        name = caller.common_name
+        if name is not None and name != station:
+            raise AccessDeniedError(
+                f"The certificate is of {name!r}, and it speaks for {station!r}.",
+                hint="The station's name must be the common name of its certificate.",
+            )
+
+    def reader(self, caller: Caller, station: str) -> None:
+        """*caller* is *station*, or an operator. *station* may be "" for an operator."""
+        if caller.common_name in self._operators or (caller.common_name is None and not station):
+            return
+        self.station(caller, station)
+
+    def operator(self, caller: Caller) -> None:
+        """*caller* may see and steer the fleet. AccessDeniedError."""
+        name = caller.common_name
+        if name in self._operators or (name is None and caller.peer.startswith(_LOCAL_PEERS)):
+            return
+        who = "A caller from another machine, in plain text," if name is None else f"{name!r}"
+        raise AccessDeniedError(
+            f"{who} is no operator of this hub.",
+            hint="Use a certificate whose common name the hub lists as an operator, or ask on the hub's own machine.",
+        )

@@ -1,0 +1,160 @@
+"""The hub: parts put together, started in order, closed in the opposite one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from outstation.buffer import Buffer
+from outstation.clock import Clock, SystemClock
+from outstation.durable import make_directories
+from outstation.errors import OutstationError
+from outstation.settings import BufferSettings, StreamSettings
+from outstation.types import WhenFull
+from outstation.wire.services import Keepalive, Server
+from outstation_hub.access import Access
+from outstation_hub.drain import Drain
+from outstation_hub.fleet import FleetService, Wishes
+from outstation_hub.inbox import INBOX, Inbox
+from outstation_hub.push import PushService
+from outstation_hub.repository import Repository
+from outstation_hub.settings import HubSettings
+from outstation_hub.sinks import Sink
+from outstation_hub.stations import Stations
+
+log = logging.getLogger("outstation.hub")
+
+# The list of stations is for people; after a crash it may be this many seconds old.
+SAVE_INTERVAL = 5.0
+# Calls beside those that stations hold open: reports, fetches, operators.
+_SHORT_CALLS = 32
+
+
+class Hub:
+    """One hub. ``start`` and ``close`` once each; also a context manager. Made, it owns its data folder.
+
+    *sinks* defaults to Parquet files. Raises SettingsError, StorageError (BufferLockedError if another hub holds
+    the folder) and ConfigurationError when the address is taken.
+    """
+
+    def __init__(
+        self, settings: HubSettings, *, sinks: Sequence[Sink] | None = None, clock: Clock | None = None
+    ) -> None:
+        clock = SystemClock() if clock is None else clock
+        tls = settings.tls
+        self.settings = settings
+        self._clock = clock
+        make_directories(settings.data / "fleet")
+        repository = Repository(Path(settings.repository)) if settings.repository else None
+        self._buffer = Buffer.open(settings.data / INBOX, _buffer_settings(settings), clock=clock)
+        try:
+            self.inbox = Inbox(self._buffer, clock, max_block_bytes=settings.max_message_bytes)
+            self.stations = Stations(settings.data / "fleet" / "stations.json", clock)
+            self.wishes = Wishes(settings.data / "fleet" / "desired.json")
+            access = Access(settings.operators)
+            self._push = PushService(self.inbox, self.stations, access, clock, hello_timeout=settings.hello_timeout)
+            fleet = FleetService(self.wishes, self.stations, repository, access)
+            self.drains = tuple(self._drain(sink) for sink in (_default_sinks(settings) if sinks is None else sinks))
+            self._server = Server(
+                [self._push.handler, fleet.handler],
+                workers=2 * settings.max_stations + _SHORT_CALLS,  # each station holds a Push and a watch
+                tls=tls,
+                max_message_bytes=settings.max_message_bytes + (64 << 10),
+                keepalive=Keepalive(settings.keepalive_interval, settings.keepalive_timeout),
+                name="hub-rpc",
+            )
+            self.address = self._server.listen(settings.listen)
+        except BaseException:
+            self._buffer.close()
+            raise
+        self._stopping = threading.Event()
+        self._closed = False
+        self._saver = threading.Thread(target=self._save, name="outstation-hub-saver", daemon=True)
+
+    @property
+    def connected(self) -> tuple[str, ...]:
+        """The stations that are connected now."""
+        return self._push.connected
+
+    def start(self) -> None:
+        """Take stations at :attr:`address`."""
+        for drain in self.drains:
+            drain.start()
+        self._saver.start()
+        self._server.start()
+
+    def close(self) -> None:
+        """End every call, write what has arrived to the sinks if they take it, and let go of the folder. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._push.close()
+        self.wishes.close()
+        self._server.close(grace=0.5)
+        self._push.join()
+        self._stopping.set()
+        if self._saver.is_alive():
+            self._saver.join()
+        for drain in self.drains:
+            drain.close()
+        self._buffer.close()
+
+    def __enter__(self) -> Hub:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        self.close()
+        return False
+
+    def _drain(self, sink: Sink) -> Drain:
+        return Drain(
+            self.inbox.stream,
+            sink,
+            self.settings.data / "sinks",
+            self._clock,
+            interval=self.settings.drain_interval,
+            batch_bytes=self.settings.batch_bytes,
+            on_progress=self._progressed,
+        )
+
+    def _progressed(self) -> None:
+        """Free the inbox through what every sink has; each sink's own cursor is on the disk already."""
+        through = min(drain.cursor for drain in self.drains)
+        if through > self.inbox.stream.acknowledged:
+            self.inbox.stream.acknowledge(through)
+
+    def _save(self) -> None:
+        while True:
+            stopping = self._clock.wait(self._stopping, SAVE_INTERVAL)
+            try:
+                self.stations.save()
+            except OutstationError as exc:
+                log.warning("the list of stations could not be saved: %s", exc)
+            if stopping:
+                return
+
+
+def _buffer_settings(settings: HubSettings) -> BufferSettings:
+    # Blocks arrive compressed: the cheapest level finds that out and stores them as they are.
+    inbox = StreamSettings(when_full=WhenFull.REJECT, max_bytes=settings.inbox_bytes)
+    return BufferSettings(
+        max_bytes=settings.inbox_bytes + (1 << 30),
+        group_interval=settings.group_interval,
+        block_bytes=1 << 20,
+        segment_bytes=64 << 20,
+        zstd_level=1,
+        defaults=inbox,
+    )
+
+
+def _default_sinks(settings: HubSettings) -> tuple[Sink, ...]:
+    from outstation_hub.sinks.parquet import ParquetSink  # noqa: PLC0415  pyarrow, which another sink does not need
+
+    return (ParquetSink(settings.parquet_dir),)

@@ -1,0 +1,254 @@
+"""``Sync.Push``: one call for each connected station. Blocks in; acknowledgements out once they are on the disk.
+
+Two threads a call: the reader takes blocks and blocks when the inbox is full, which is what stops the station
+(HTTP/2 flow control); gRPC's own thread sends what the commit thread has left in the session. Neither waits for
+the other, and what waits in a session is bounded: one acknowledgement a stream, since they are cumulative.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from outstation._version import __version__
+from outstation.clock import Clock
+from outstation.errors import (
+    ClosedError,
+    DeadlineError,
+    InvalidInputError,
+    LinkDownError,
+    OutstationError,
+    ProviderUnavailableError,
+    RefusedError,
+    StorageError,
+)
+from outstation.provider import Acknowledgement, Message
+from outstation.wire import convert
+from outstation.wire.messages import Downward, Hello, Ledgers, Upward, Welcome
+from outstation.wire.services import Caller, handler
+from outstation_hub.access import Access
+from outstation_hub.inbox import Inbox
+from outstation_hub.stations import Stations
+
+log = logging.getLogger("outstation.hub")
+
+# A reason is for people; a damaged stream name in it could have any length.
+MAX_REASON = 500
+# Refusals that wait to be sent; a station that earns more than this and reads none is cut off.
+MAX_REFUSALS = 1000
+
+
+class PushService:
+    """Serves ``outstation.v1.Sync``. Thread-safe."""
+
+    def __init__(self, inbox: Inbox, stations: Stations, access: Access, clock: Clock, *, hello_timeout: float) -> None:
+        self._inbox = inbox
+        self._stations = stations
+        self._access = access
+        self._clock = clock
+        self._hello_timeout = hello_timeout
+        self._lock = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+        self._readers: set[threading.Thread] = set()
+        self._closing = False
+
+    @property
+    def handler(self) -> Any:
+        return handler("outstation.v1.Sync", {convert.PUSH: self.push})
+
+    @property
+    def connected(self) -> tuple[str, ...]:
+        """The stations that are connected now."""
+        with self._lock:
+            return tuple(sorted(self._sessions))
+
+    def push(self, requests: Iterator[Upward | None], caller: Caller) -> Iterator[Downward]:
+        session = Session()
+        reader = threading.Thread(
+            target=self._read, args=(session, requests, caller), name="outstation-hub-push", daemon=True
+        )
+        with self._lock:
+            if self._closing:
+                raise ProviderUnavailableError("The hub is closing.")
+            self._readers.add(reader)
+        caller.on_end(session.end)
+        reader.start()
+        yield from session.answers(self._hello_timeout)
+
+    def close(self) -> None:
+        """End every session. The server's close must follow, then :meth:`join`."""
+        with self._lock:
+            self._closing = True
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.fail(ProviderUnavailableError("The hub is closing."))
+
+    def join(self) -> None:
+        """Wait for the readers; they end when their calls have ended."""
+        for reader in list(self._readers):
+            reader.join()
+
+    # -- on the reader's thread ----------------------------------------------------------------------------------
+
+    def _read(self, session: Session, requests: Iterator[Upward | None], caller: Caller) -> None:
+        try:
+            self._greet(session, next(requests, None), caller)
+            for item in requests:
+                if session.stop.is_set():
+                    break
+                self._stations.seen(session.station)
+                if isinstance(item, Message):
+                    self._take(session, item)
+                elif isinstance(item, Ledgers):
+                    self._stations.take_ledgers(session.station, item.reports)
+            session.finish()
+        except OutstationError as exc:
+            if not isinstance(exc, LinkDownError | ClosedError):
+                log.info("connection of %r from %s ended: %s", session.station, caller.peer, exc)
+            session.fail(exc)
+        except Exception as exc:
+            log.exception("connection of %r from %s failed", session.station, caller.peer)
+            session.fail(ProviderUnavailableError(f"The hub failed: {type(exc).__name__}."))
+        finally:
+            with self._lock:
+                self._readers.discard(threading.current_thread())
+                if self._sessions.get(session.station) is session:
+                    del self._sessions[session.station]
+
+    def _greet(self, session: Session, hello: Upward | None, caller: Caller) -> None:
+        if not isinstance(hello, Hello):
+            raise InvalidInputError("The first message must be a Hello.")
+        self._access.station(caller, hello.station)
+        self._stations.connected(hello.station, hello.software)
+        with self._lock:
+            if self._closing:
+                raise ProviderUnavailableError("The hub is closing.")
+            older = self._sessions.get(hello.station)
+            self._sessions[hello.station] = session
+        if older is not None:
+            # After a cut the hub may still hold the dead connection; and two devices may share one name. The
+            # newest wins: it is alive for certain. Both are told, and neither can harm the other's records.
+            log.warning("station %r connected again from %s; the older connection is ended", hello.station, caller.peer)
+            older.fail(ProviderUnavailableError(f"Another connection of station {hello.station!r} took over."))
+        self._inbox.forget(hello.station)
+        session.welcome(hello.station)
+
+    def _take(self, session: Session, message: Message) -> None:
+        acknowledgement = Acknowledgement(message.stream, message.epoch, message.last_sequence)
+
+        def done(error: StorageError | None) -> None:
+            # On the commit thread: leave word and return.
+            if error is None:
+                session.acknowledge(acknowledgement)
+            else:
+                session.fail(ProviderUnavailableError(f"The hub could not store a block: {error}"))
+
+        session.expect()
+        try:
+            self._inbox.take(session.station, message, session.stop, done)
+        except RefusedError as exc:
+            self._inbox.counts.refused += 1
+            log.warning("refused a block of %r: %s", session.station, exc)
+            session.refuse(Acknowledgement(message.stream, message.epoch, message.last_sequence, str(exc)[:MAX_REASON]))
+
+
+class Session:
+    """One call: what is to be said to the station, and how it ended. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.station = ""
+        self.stop = threading.Event()  # the reader waits on it while the inbox is full
+        self._changed = threading.Condition()
+        self._through: dict[tuple[str, int], int] = {}
+        self._refusals: deque[Acknowledgement] = deque()
+        self._welcomed = False
+        self._error: OutstationError | None = None
+        self._open = 0  # blocks whose fate is not decided
+        self._finished = False
+
+    def welcome(self, station: str) -> None:
+        self._change(lambda: self._set_welcome(station))
+
+    def expect(self) -> None:
+        """A block has come; :meth:`acknowledge`, :meth:`refuse` or :meth:`fail` follows."""
+        with self._changed:
+            self._open += 1
+
+    def acknowledge(self, acknowledgement: Acknowledgement) -> None:
+        key = (acknowledgement.stream, acknowledgement.epoch)
+
+        def change() -> None:
+            self._open -= 1
+            if self._error is None:
+                self._through[key] = max(acknowledgement.through, self._through.get(key, 0))
+
+        self._change(change)
+
+    def refuse(self, refusal: Acknowledgement) -> None:
+        if len(self._refusals) >= MAX_REFUSALS:
+            raise ProviderUnavailableError("The station reads no answers.")
+
+        def change() -> None:
+            self._open -= 1
+            self._refusals.append(refusal)
+
+        self._change(change)
+
+    def finish(self) -> None:
+        """The station has said all it has to say: the call ends when every block is decided."""
+        self._change(lambda: setattr(self, "_finished", True))
+
+    def fail(self, error: OutstationError) -> None:
+        """End the call with *error*; the first one counts."""
+
+        def change() -> None:
+            self._error = self._error or error
+
+        self.stop.set()
+        self._change(change)
+
+    def end(self) -> None:
+        """The call is over, for whatever reason."""
+        self.fail(LinkDownError("The station has gone."))
+
+    def answers(self, hello_timeout: float) -> Iterator[Downward]:
+        """What to send, on gRPC's thread, until the call ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._welcomed or self._error or self._finished, hello_timeout)
+            if self._error is not None:
+                raise self._error
+            if not self._welcomed:
+                raise DeadlineError(f"No Hello came within {hello_timeout:g} s.")
+        yield Welcome(f"outstation-hub {__version__}")
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_word)
+                through, self._through = self._through, {}
+                refusals, self._refusals = self._refusals, deque()
+                over = self._over()
+            # Refusals first: an acknowledgement of a later block covers what was refused before it.
+            yield from refusals
+            for (stream, epoch), last in through.items():
+                yield Acknowledgement(stream, epoch, last)
+            if over:
+                break
+        if self._error is not None:
+            raise self._error
+
+    def _has_word(self) -> bool:
+        return bool(self._through or self._refusals) or self._over()
+
+    def _over(self) -> bool:
+        return self._error is not None or (self._finished and self._open == 0)
+
+    def _set_welcome(self, station: str) -> None:
+        self.station = station
+        self._welcomed = True
+
+    def _change(self, change: Callable[[], object]) -> None:
+        with self._changed:
+            change()
+            self._changed.notify_all()

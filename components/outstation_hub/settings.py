@@ -1,0 +1,56 @@
+"""What an operator may set of a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from outstation.errors import SettingsError
+from outstation.settings import Seconds, Size, Table
+from outstation.wire.services import Tls, is_loopback
+
+
+class HubSettings(Table, frozen=True):
+    """All of a hub. Paths of keys and certificates are PEM files."""
+
+    listen: str = "127.0.0.1:8445"  # host:port; port 0 = any free one
+    data_dir: str = "outstation-hub"  # everything durable lives below this folder
+    parquet: str = ""  # where the Parquet files go; "" = DATA_DIR/parquet
+    repository: str = ""  # a model repository that stations may read; "" = none
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""  # who signs stations' certificates
+    insecure: bool = False  # plain text beyond this machine
+    operators: tuple[str, ...] = ("operator",)  # common names of certificates that may see and steer the fleet
+    max_stations: Size = 1000  # connected at once; each holds two threads and a watch of the desired state a third
+    max_message_bytes: Size = 16 << 20  # of one block; a station re-slices to what its own options say
+    inbox_bytes: Size = 8 << 30  # on the disk before the sinks have it; then stations are read no further
+    group_interval: Seconds = 0.02  # seconds a block may wait for its fdatasync; an acknowledgement waits as long
+    drain_interval: Seconds = 1.0  # seconds between writes of a sink, so that its files are not tiny
+    batch_bytes: Size = 32 << 20  # of records, decompressed: what a sink is given at once
+    hello_timeout: Seconds = 10.0  # seconds that a connection may stay silent before it says who it is
+    keepalive_interval: Seconds = 7.0
+    keepalive_timeout: Seconds = 3.0
+
+    @property
+    def data(self) -> Path:
+        return Path(self.data_dir)
+
+    @property
+    def parquet_dir(self) -> Path:
+        return Path(self.parquet) if self.parquet else self.data / "parquet"
+
+    @property
+    def tls(self) -> Tls | None:
+        """The files for TLS; None for plain text. SettingsError when neither is in order."""
+        if self.certificate or self.key or self.ca:
+            if not (self.certificate and self.key and self.ca):
+                raise SettingsError(
+                    "TLS needs three files: the hub's certificate, its key, and the authority of the stations."
+                )
+            return Tls(Path(self.ca), Path(self.certificate), Path(self.key))
+        if not self.insecure and not is_loopback(self.listen):
+            raise SettingsError(
+                f"{self.listen} can be reached from other machines, and there is no certificate.",
+                hint="Give --tls-cert, --tls-key and --tls-ca, or --insecure on a network that you trust.",
+            )
+        return None
