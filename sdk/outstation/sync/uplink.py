@@ -72,7 +72,7 @@ class UplinkThread:
         self._lanes: dict[str, _Lane] = {}
         self._under_way: dict[tuple[str, int], Message] = {}  # by (stream, last sequence number)
         self._word = threading.Lock()  # guards the three below, written by the provider's threads
-        self._acknowledged: dict[tuple[str, int], int] = {}  # cumulative, so one entry a stream is enough
+        self._acknowledged: dict[str, int] = {}  # by stream; cumulative, so one entry is enough
         self._refused: list[Acknowledgement] = []
         self._lost: Exception | None = None
         self._connection = 0  # which connection a listener belongs to; late word from an older one is ignored
@@ -212,7 +212,10 @@ class UplinkThread:
     def _on_acknowledged(self, connection: int, acknowledgement: Acknowledgement) -> None:
         # On the provider's thread: leave word and return. One entry a stream, and no more refusals than messages
         # under way, bound what can wait here.
-        key = (acknowledgement.stream, acknowledgement.epoch)
+        lane = self._lanes.get(acknowledgement.stream)
+        # An older epoch is another life of this stream; beyond what was sent is word for somebody else.
+        if lane is None or lane.stream.epoch != acknowledgement.epoch or acknowledgement.through > lane.sent_through:
+            return
         with self._word:
             if connection != self._connection:
                 return
@@ -220,7 +223,8 @@ class UplinkThread:
                 self._refused.append(acknowledgement)
                 del self._refused[: -self._settings.window_messages]
             else:
-                self._acknowledged[key] = max(self._acknowledged.get(key, 0), acknowledgement.through)
+                through = self._acknowledged.get(acknowledgement.stream, 0)
+                self._acknowledged[acknowledgement.stream] = max(through, acknowledgement.through)
         self._wake.set()
 
     def _on_lost(self, connection: int, exc: Exception) -> None:
@@ -237,12 +241,9 @@ class UplinkThread:
             lost = self._lost
         for refusal in refused:
             self._note_refusal(refusal)
-        for (name, epoch), through in acknowledged.items():
-            lane = self._lanes.get(name)
-            # An older epoch is another life of this stream; beyond what was sent is word for somebody else.
-            if lane is not None and lane.stream.epoch == epoch and through <= lane.sent_through:
-                self._link.acknowledged()
-                self._advance(lane, through)
+        for name, through in acknowledged.items():
+            self._link.acknowledged()
+            self._advance(self._lanes[name], through)
         for lane in self._lanes.values():
             self._pass_refused(lane)
         if lost is not None:
@@ -259,7 +260,7 @@ class UplinkThread:
     def _note_refusal(self, refusal: Acknowledgement) -> None:
         lane = self._lanes.get(refusal.stream)
         message = self._under_way.get((refusal.stream, refusal.through))
-        if lane is not None and message is not None and message.epoch == refusal.epoch:
+        if lane is not None and message is not None:
             lane.refused[refusal.through] = (message, refusal.refused)
 
     def _pass_refused(self, lane: _Lane) -> None:

@@ -1,0 +1,272 @@
+"""The uplink: cursors move on the far end's word alone, whatever the provider does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from outstation.buffer import Buffer
+from outstation.clock import SystemClock
+from outstation.errors import LinkDownError, RefusedError
+from outstation.provider import Acknowledgement, Limits, Message, UplinkListener
+from outstation.settings import BufferSettings, StreamSettings, UplinkSettings
+from outstation.sync.deadletter import DEAD_LETTER
+from outstation.sync.uplink import UplinkThread
+from outstation.types import LinkState
+from outstation.wire.block import decode
+from support import wait_until
+
+FAST = UplinkSettings(backoff_first=0.01, backoff_ceiling=0.02, acknowledge_timeout=5.0)
+
+
+class FarEnd:
+    """A provider whose other side a test plays: it keeps what came and acknowledges when it is told to."""
+
+    name = "test"
+    desired = commands = artifacts = secrets = lifecycle = None
+
+    def __init__(self, max_message_bytes: int | None = None) -> None:
+        self.limits = Limits(max_message_bytes=max_message_bytes)
+        self.uplink = self
+        self.identity = SimpleNamespace(station="s")
+        self.listener: UplinkListener | None = None
+        self.messages: list[Message] = []
+        self.connects = 0
+        self.up = True
+        self.auto = True  # acknowledge each message as it comes
+        self.refuse: set[int] = set()  # sequence numbers whose message is refused for good
+        self.ledgers: list[Any] = []
+        self.lock = threading.Lock()
+
+    def connect(self, listener: UplinkListener, timeout: float) -> None:
+        self.connects += 1
+        if not self.up:
+            raise LinkDownError("nobody answers")
+        self.listener = listener
+
+    def send(self, message: Message, timeout: float) -> None:
+        if not self.up:
+            raise LinkDownError("cut")
+        if any(message.first_sequence <= number <= message.last_sequence for number in self.refuse):
+            raise RefusedError("poison")
+        with self.lock:
+            self.messages.append(message)
+        if self.auto:
+            self.acknowledge(message)
+
+    def acknowledge(self, message: Message) -> None:
+        assert self.listener is not None
+        self.listener.acknowledged(Acknowledgement(message.stream, message.epoch, message.last_sequence))
+
+    def send_ledgers(self, reports: Any, timeout: float) -> None:
+        self.ledgers.append(reports)
+
+    def disconnect(self) -> None:
+        self.listener = None
+
+    def lose(self) -> None:
+        """The connection breaks, and stays broken."""
+        self.up = False
+        if self.listener is not None:
+            self.listener.lost(LinkDownError("cut"))
+
+    def arrived(self, stream: str) -> list[int]:
+        """Sequence numbers in the order of their first arrival, as a far end that drops what it has sees them."""
+        seen: list[int] = []
+        for message in self.messages:
+            if message.stream == stream:
+                seen += [n for n in decode(message.block)[1].sequences if not seen or n > seen[-1]]
+        return seen
+
+
+@pytest.fixture
+def buffer(tmp_path: Path) -> Iterator[Buffer]:
+    streams = {"alarms": StreamSettings(priority=0)}
+    with_small_blocks = BufferSettings(group_interval=0.01, min_free_disk_bytes=0, streams=streams)
+    opened = Buffer.open(tmp_path / "buffer", with_small_blocks)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def far_end() -> FarEnd:
+    return FarEnd()
+
+
+def started(buffer: Buffer, far_end: Any, settings: UplinkSettings = FAST) -> UplinkThread:
+    uplink = UplinkThread(buffer, far_end, settings, SystemClock(), jitter=lambda: 0.5)
+    uplink.start()
+    return uplink
+
+
+def put(buffer: Buffer, count: int, stream: str = "events") -> None:
+    for number in range(count):
+        buffer.stream(stream).append(b"record %d" % number)
+        if number % 10 == 9:
+            buffer.flush()
+    buffer.flush()
+
+
+def test_everything_arrives_in_order_and_is_acknowledged(buffer: Buffer, far_end: FarEnd) -> None:
+    uplink = started(buffer, far_end)
+    put(buffer, 100)
+    wait_until(lambda: buffer.stream("events").acknowledged == 100)
+    assert far_end.arrived("events") == list(range(1, 101))
+    assert uplink.link.state is LinkState.ONLINE
+    uplink.close()
+
+
+def test_the_cursor_waits_for_the_far_ends_word(buffer: Buffer, far_end: FarEnd) -> None:
+    far_end.auto = False
+    put(buffer, 20)
+    uplink = started(buffer, far_end)
+    wait_until(lambda: far_end.arrived("events") == list(range(1, 21)))
+    assert buffer.stream("events").acknowledged == 0
+    far_end.acknowledge(far_end.messages[0])
+    wait_until(lambda: buffer.stream("events").acknowledged == far_end.messages[0].last_sequence)
+    uplink.close()
+
+
+def test_what_was_not_acknowledged_is_sent_again_after_a_lost_connection(buffer: Buffer, far_end: FarEnd) -> None:
+    far_end.auto = False
+    put(buffer, 20)
+    uplink = started(buffer, far_end)
+    wait_until(lambda: far_end.arrived("events") == list(range(1, 21)))
+    far_end.lose()
+    wait_until(lambda: uplink.link.state is not LinkState.ONLINE)
+    put(buffer, 5)
+    far_end.auto = far_end.up = True
+    wait_until(lambda: buffer.stream("events").acknowledged == 25)
+    assert far_end.arrived("events") == list(range(1, 26))
+    assert len(far_end.messages) > len({message.last_sequence for message in far_end.messages})
+    uplink.close()
+
+
+def test_silence_is_taken_for_a_lost_link(buffer: Buffer, far_end: FarEnd) -> None:
+    far_end.auto = False
+    put(buffer, 5)
+    uplink = started(buffer, far_end, UplinkSettings(backoff_first=0.01, backoff_ceiling=0.02, acknowledge_timeout=0.2))
+    wait_until(lambda: far_end.connects >= 2)
+    assert "acknowledged nothing" in uplink.link.reason or uplink.link.state is LinkState.ONLINE
+    far_end.auto = True
+    wait_until(lambda: buffer.stream("events").acknowledged == 5)
+    uplink.close()
+
+
+def test_late_doubled_and_foreign_acknowledgements_do_no_harm(buffer: Buffer, far_end: FarEnd) -> None:
+    far_end.auto = False
+    put(buffer, 10)
+    stream = buffer.stream("events")
+    uplink = started(buffer, far_end)
+    wait_until(lambda: far_end.arrived("events") == list(range(1, 11)))
+    listener = far_end.listener
+    assert listener is not None
+    listener.acknowledged(Acknowledgement("events", stream.epoch ^ 1, 10))  # an older epoch
+    listener.acknowledged(Acknowledgement("events", stream.epoch, 999))  # beyond what was sent
+    listener.acknowledged(Acknowledgement("nobody", stream.epoch, 1))
+    listener.acknowledged(Acknowledgement("events", stream.epoch, 4))
+    wait_until(lambda: stream.acknowledged == 4)
+    for through in (4, 2, 4):
+        listener.acknowledged(Acknowledgement("events", stream.epoch, through))
+    listener.acknowledged(Acknowledgement("events", stream.epoch, 10))
+    wait_until(lambda: stream.acknowledged == 10)
+    assert stream.ledger().balanced
+    uplink.close()
+
+
+def test_what_the_far_end_refuses_is_set_aside_with_the_reason_and_the_rest_moves_on(
+    buffer: Buffer, far_end: FarEnd
+) -> None:
+    far_end.refuse = {15}
+    put(buffer, 30)
+    uplink = started(buffer, far_end)
+    wait_until(lambda: buffer.stream("events").acknowledged == 30)
+    letters = list(buffer.stream(DEAD_LETTER).read())
+    refused = [int(record.attributes["outstation.sequence"]) for record in letters]
+    assert 15 in refused
+    assert sorted(refused + far_end.arrived("events")) == list(range(1, 31))
+    assert {record.attributes["outstation.refused"] for record in letters} == {"poison"}
+    assert all(message.stream != DEAD_LETTER for message in far_end.messages)
+    uplink.close()
+
+
+def test_a_late_refusal_waits_for_what_was_sent_before_it(buffer: Buffer, far_end: FarEnd) -> None:
+    far_end.auto = False
+    put(buffer, 20)
+    stream = buffer.stream("events")
+    uplink = started(buffer, far_end)
+    wait_until(lambda: far_end.arrived("events") == list(range(1, 21)))
+    first, second = far_end.messages[:2]
+    listener = far_end.listener
+    assert listener is not None
+    listener.acknowledged(Acknowledgement("events", stream.epoch, second.last_sequence, refused="no"))
+    listener.acknowledged(Acknowledgement("events", stream.epoch, first.last_sequence))
+    wait_until(lambda: stream.acknowledged == second.last_sequence)
+    letters = [int(r.attributes["outstation.sequence"]) for r in buffer.stream(DEAD_LETTER).read()]
+    assert letters == list(range(second.first_sequence, second.last_sequence + 1))
+    uplink.close()
+
+
+def test_messages_fit_the_providers_limit(buffer: Buffer) -> None:
+    far_end = FarEnd(max_message_bytes=600)
+    put(buffer, 100)
+    uplink = started(buffer, far_end)
+    wait_until(lambda: buffer.stream("events").acknowledged == 100)
+    assert max(len(message.block) for message in far_end.messages) <= 600
+    assert far_end.arrived("events") == list(range(1, 101))
+    uplink.close()
+
+
+def test_the_window_bounds_what_is_under_way(buffer: Buffer, far_end: FarEnd) -> None:
+    far_end.auto = False
+    put(buffer, 100)
+    settings = UplinkSettings(backoff_first=0.01, window_messages=3)
+    uplink = started(buffer, far_end, settings)
+    wait_until(lambda: len(far_end.messages) == 3)
+    far_end.acknowledge(far_end.messages[0])
+    wait_until(lambda: len(far_end.messages) == 4)
+    uplink.close()
+    assert len(far_end.messages) == 4
+
+
+def test_alarms_overtake_a_backlog(buffer: Buffer, far_end: FarEnd) -> None:
+    put(buffer, 200)
+    put(buffer, 10, "alarms")
+    uplink = started(buffer, far_end)
+    wait_until(lambda: buffer.stream("events").acknowledged == 200)
+    order = [message.stream for message in far_end.messages]
+    assert "alarms" in order[:2]
+    uplink.close()
+
+
+def test_the_account_goes_up_with_the_records(buffer: Buffer, far_end: FarEnd) -> None:
+    put(buffer, 3)
+    uplink = started(buffer, far_end)
+    wait_until(lambda: bool(far_end.ledgers))
+    assert all(report.ledger.balanced for report in far_end.ledgers[0])
+    uplink.close()
+
+
+def test_a_far_end_that_never_answers_is_tried_again_and_again(buffer: Buffer, far_end: FarEnd) -> None:
+    far_end.up = False
+    uplink = started(buffer, far_end)
+    wait_until(lambda: far_end.connects >= 3)
+    assert uplink.link.state is not LinkState.ONLINE
+    assert uplink.link.reason == "nobody answers"
+    uplink.close()
+
+
+def test_a_fault_inside_an_adapter_does_not_end_the_thread(buffer: Buffer, far_end: FarEnd) -> None:
+    real = far_end.connect
+    far_end.connect = lambda *_: 1 / 0  # type: ignore[method-assign,assignment]
+    put(buffer, 1)
+    uplink = started(buffer, far_end)
+    wait_until(lambda: "ZeroDivisionError" in uplink.link.reason)
+    far_end.connect = real  # type: ignore[method-assign]
+    wait_until(lambda: buffer.stream("events").acknowledged == 1)
+    uplink.close()
