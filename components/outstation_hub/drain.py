@@ -67,7 +67,7 @@ class Drain:
         self._cursor = max(self._load_cursor(), inbox.acknowledged)
         self._stopping = threading.Event()
         self._failure = ""
-        self._thread = threading.Thread(target=self._run, name=f"outstation-hub-{sink.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"outstation-hubserver-{sink.name}", daemon=True)
 
     @property
     def cursor(self) -> int:

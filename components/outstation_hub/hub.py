@@ -65,7 +65,7 @@ class Hub:
                 tls=tls,
                 max_message_bytes=settings.max_message_bytes + (64 << 10),
                 keepalive=Keepalive(settings.keepalive_interval, settings.keepalive_timeout),
-                name="hub-rpc",
+                name="hubserver-rpc",
             )
             self.address = self._server.listen(settings.listen)
         except BaseException:
@@ -73,7 +73,7 @@ class Hub:
             raise
         self._stopping = threading.Event()
         self._closed = False
-        self._saver = threading.Thread(target=self._save, name="outstation-hub-saver", daemon=True)
+        self._saver = threading.Thread(target=self._save, name="outstation-hubserver-saver", daemon=True)
 
     @property
     def connected(self) -> tuple[str, ...]:

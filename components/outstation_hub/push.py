@@ -68,7 +68,7 @@ class PushService:
     def push(self, requests: Iterator[Upward | None], caller: Caller) -> Iterator[Downward]:
         session = Session()
         reader = threading.Thread(
-            target=self._read, args=(session, requests, caller), name="outstation-hub-push", daemon=True
+            target=self._read, args=(session, requests, caller), name="outstation-hubserver-push", daemon=True
         )
         with self._lock:
             if self._closing:

@@ -148,9 +148,8 @@ class HubUplink:
             deadline = time.monotonic() + timeout
             client = self._link.client()
             # Waiting for the channel, rather than failing while gRPC is between two tries, finds a link that has
-            # just come back. When it stays away, the call below fails at once and says why.
-            with suppress(LinkDownError):
-                client.wait_ready(timeout, self._abandoned)
+            # just come back.
+            client.wait_ready(timeout, self._abandoned)
             connection = _Connection(self._station, client, listener)
             try:
                 connection.wait_welcome(max(0.25, deadline - time.monotonic()))

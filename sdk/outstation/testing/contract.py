@@ -327,7 +327,7 @@ class ProviderContract:
             provider.uplink.connect(ear.listener, 1.0)
         with pytest.raises((ClosedError, LinkError)):
             provider.uplink.send(message(1, 1), 1.0)
-        mine = f"outstation-{provider.name}"
+        mine = f"outstation-{provider.name}-"
         self._until(lambda: not any(t.name.startswith(mine) and t.is_alive() for t in threading.enumerate()))
 
     # -- helpers -------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -50,8 +49,10 @@ MAX_MESSAGE_BYTES = (64 << 20) + (64 << 10)
 # Both travel in HTTP/2 headers, of which most peers take 8 KiB in all.
 MAX_DETAILS = 2000
 MAX_HINT_BYTES = 1000
-# gRPC's future of a ready channel cannot be interrupted, so whoever waits looks up this often (seconds).
+# A wait on gRPC's future cannot be interrupted, so whoever waits looks up this often (seconds).
 _LOOK_INTERVAL = 0.05
+_NO_METHOD = "/outstation.Nobody/Nothing"
+_NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 _ERROR_KEY, _HINT_KEY = "outstation-error", "outstation-hint-bin"
 
 # Which status a server answers with; the first that matches wins.
@@ -341,29 +342,39 @@ class Client:
         self._closed = threading.Event()
 
     def wait_ready(self, timeout: float, stop: threading.Event | None = None) -> None:
-        """Block until the server answers; LinkDownError when it does not within *timeout* seconds.
+        """Block until the server answers; when it does not within *timeout* seconds, a LinkError that says why.
 
         Ends early, with ClosedError, when *stop* is set or the client is closed.
         """
-        deadline = time.monotonic() + timeout
+        # Any answer will do, so the method asked for need not exist. (gRPC's own watch of the connection polls on
+        # a thread that dies with a traceback when the channel is closed.)
         with self._open():
-            ready = grpc.channel_ready_future(self._channel)
-            try:
-                while not self._is_ready(ready, min(_LOOK_INTERVAL, max(0.0, deadline - time.monotonic()))):
-                    if self._closed.is_set() or (stop is not None and stop.is_set()):
-                        raise ClosedError(f"Nobody waits for {self.target} any more.")
-                    if time.monotonic() >= deadline:
-                        raise LinkDownError(f"{self.target} does not answer.")
-            finally:
-                ready.cancel()
-
-    @staticmethod
-    def _is_ready(ready: Any, timeout: float) -> bool:
+            ask = self._channel.unary_unary(_NO_METHOD)
+            waiting = ask.future(b"", timeout, wait_for_ready=True)
         try:
-            ready.result(timeout)
-        except grpc.FutureTimeoutError:
-            return False
-        return True
+            while not _answered(waiting):
+                if self._closed.is_set() or (stop is not None and stop.is_set()):
+                    raise ClosedError(f"Nobody waits for {self.target} any more.")
+        except grpc.RpcError as exc:
+            if self._closed.is_set():
+                raise ClosedError(f"The client of {self.target} is closed.") from exc
+            raise self._reason(ask) from exc
+        finally:
+            waiting.cancel()
+
+    def _reason(self, ask: Any) -> OutstationError:
+        """Why the server does not answer: a call that does not wait fails with gRPC's last attempt."""
+        try:
+            ask(b"", 5 * _LOOK_INTERVAL)
+        except grpc.RpcError as exc:
+            if exc.code() in _NO_ANSWER:
+                error = from_rpc_error(exc, self.target)
+                return (
+                    error if not isinstance(error, DeadlineError) else LinkDownError(f"{self.target} does not answer.")
+                )
+        except ValueError as exc:
+            return ClosedError(str(exc))
+        return LinkDownError(f"{self.target} answered too late.")
 
     def unary(self, method: Method[Request, Response]) -> Callable[[Request, float | None], Response]:
         """The method as a function of (request, timeout); keep it, making it costs more than calling it."""
@@ -456,6 +467,20 @@ class Responses(Generic[Response]):
     ) -> Literal[False]:
         self.cancel()
         return False
+
+
+def _answered(waiting: Any) -> bool:
+    """Whether the server has said anything, be it no. Raises grpc.RpcError when it did not within the deadline."""
+    try:
+        waiting.result(_LOOK_INTERVAL)
+    except grpc.FutureTimeoutError:
+        return False
+    except grpc.FutureCancelledError as exc:
+        raise ClosedError("The client was closed.") from exc
+    except grpc.RpcError as exc:
+        if exc.code() in _NO_ANSWER:
+            raise
+    return True
 
 
 def _channel_credentials(tls: Tls) -> Any:
