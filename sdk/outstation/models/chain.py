@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,12 +16,14 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
-from outstation.errors import UntrustedError
+from outstation.errors import ModelNotFoundError, UntrustedError
 
 SIGNED_AT = "x-outstation-signed-at"  # in the timestamp: a time that has certainly passed, for clocks that stand still
 SIGNED_AT_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+YANKED = "yanked"  # in the custom field of a version's manifest: the reason why it was withdrawn
+TARGETS = "targets/"
 
 S = TypeVar("S", bound=Signed)
 
@@ -80,10 +82,31 @@ def verify_chain(metadata: TrustedMetadata) -> Chain:
     return Chain(root, timestamp, snapshot, targets)
 
 
+@dataclass(frozen=True, slots=True)
+class SignedFile:
+    """One file as the publisher signed it. ``source_path`` is where it lies, relative to the repository."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    source_path: str
+    custom: Mapping[str, Any] = field(default_factory=dict)
+
+
+def signed_file(chain: Chain, path: str) -> SignedFile:
+    """What *chain* says of the target *path*. ModelNotFoundError if nothing, UntrustedError without a SHA-256."""
+    target = chain.targets.targets.get(path)
+    if target is None:
+        raise ModelNotFoundError(f"The repository lists no {path}.")
+    if "sha256" not in target.hashes:
+        raise UntrustedError(f"{path} is signed without a sha256.")
+    return SignedFile(path, target.hashes["sha256"], target.length, _place(target, chain.root), custom(target))
+
+
 def first_root(data: bytes) -> Root:
     """The root that is believed without proof, if it is a root and signed by its own keys; else UntrustedError."""
     with judged("The first trusted root.json"):
-        root = _signed(Root, data)
+        root = signed(Root, data)
         return _vouched(Root, data, root)
 
 
@@ -119,7 +142,8 @@ def in_words(what: str, exc: BaseException) -> str:
     return f"{what} is not valid: {said}."
 
 
-def _signed(kind: type[S], data: bytes) -> S:
+def signed(kind: type[S], data: bytes) -> S:
+    """The signed part of *data*, if it is of that *kind*; nothing is verified."""
     metadata: Metadata[Any] = Metadata.from_bytes(data)
     if not isinstance(metadata.signed, kind):
         raise RepositoryError(f"it is of type {metadata.signed.type}")
@@ -130,10 +154,22 @@ def _vouched(kind: type[S], data: bytes, root: Root) -> S:
     """The signed part of *data*, after *root*'s keys for its role were found on it."""
     metadata: Metadata[Any] = Metadata.from_bytes(data)
     root.verify_delegate(kind.type, metadata.signed_bytes, metadata.signatures)
-    return _signed(kind, data)
+    return signed(kind, data)
 
 
 def _check_meta(meta: MetaFile, data: bytes, signed: Signed) -> None:
     meta.verify_length_and_hashes(data)
     if signed.version != meta.version:
         raise BadVersionNumberError(f"expected version {meta.version}, got {signed.version}")
+
+
+def _place(target: TargetFile, root: Root) -> str:
+    """Where a target lies: with consistent snapshots its first hash stands before the file's name."""
+    folder, slash, name = target.path.rpartition("/")
+    prefix = f"{next(iter(target.hashes.values()))}." if root.consistent_snapshot else ""
+    return f"{TARGETS}{folder}{slash}{prefix}{name}"
+
+
+def custom(target: TargetFile) -> Mapping[str, Any]:
+    """The publisher's own signed fields of *target*."""
+    return target.custom if isinstance(target.custom, dict) else {}

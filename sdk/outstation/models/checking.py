@@ -23,6 +23,7 @@ class Checker(Protocol):
     def check(self, model: InstalledModel, timeout: float) -> CheckResult:
         """Load *model*, run its golden inputs, measure it, all within *timeout* seconds.
 
-        ModelLoadError or CheckFailedError with the reason when it may not answer.
+        ModelLoadError or CheckFailedError with the reason when it may not answer: that is remembered for good. Any
+        other error means that it could not be tried, and it will be again.
         """
         ...

@@ -92,7 +92,7 @@ class Budgets(Part, frozen=True):
 
 
 class Requires(Part, frozen=True):
-    """What the device must have: free memory, and instruction sets as in the flags of /proc/cpuinfo."""
+    """What the device must have: memory in all, and instruction sets as in the flags of /proc/cpuinfo."""
 
     memory_bytes: Size = 0
     instruction_sets: tuple[str, ...] = ()

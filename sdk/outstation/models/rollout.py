@@ -102,6 +102,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """What is remembered of one model. ``last_good`` is the version that answered before the active one, or ""."""
 
     last_good: str = ""
+    wish: str = ""  # of the far end, remembered for a start without a link
     pinned: str = ""  # by someone at the device; wins over the far end's wish
     versions: dict[str, VersionState] = {}
 
@@ -163,6 +164,8 @@ def moved(
             last_good = ""
     if event is Event.ADMIT and model.candidate:
         raise MoveError(f"{model.candidate} is on trial already; {version} must wait.")
+    if event is Event.DAMAGE and last_good == version:
+        last_good = ""
     since = old.since_unix_nano if old and old.phase is phase else at_unix_nano
     kept = digest if digest is not None else (old.digest if old else "")
     versions[version] = VersionState(phase=phase, since_unix_nano=since, reason=reason, digest=kept, software=software)
@@ -185,6 +188,17 @@ def candidates(model: ModelState, wish: str, available: Iterable[str]) -> tuple[
     if active in acceptable:
         return tuple(acceptable[: acceptable.index(active) + 1])
     return tuple(acceptable)
+
+
+def deserves_another_try(known: VersionState, digest: str, software: str) -> bool:
+    """Whether a version that was turned down is not the same any more, or is looked at by other eyes.
+
+    True when its manifest is another one now, and when what refused it was this software's knowledge (no digest
+    differs, but the software does) of a manifest, which a newer one may understand.
+    """
+    if known.phase not in TURNED_DOWN:
+        return False
+    return known.digest not in ("", digest) or (known.phase is P.REFUSED and known.software != software)
 
 
 class Verdict(str, Enum):

@@ -87,15 +87,15 @@ class ModelStore:
 
     def active(self, name: str) -> InstalledModel | None:
         """The proved version of *name*, or None."""
-        return self._installed(name, self.model(name).active)
+        return self.installed(name, self.model(name).active)
 
     def candidate(self, name: str) -> InstalledModel | None:
         """The version of *name* that is on trial, or None. It answers calls while the trial lasts."""
-        return self._installed(name, self.model(name).candidate)
+        return self.installed(name, self.model(name).candidate)
 
     def answering(self, name: str) -> InstalledModel | None:
         """The version of *name* that answers: the candidate, else the active one, else None."""
-        return self._installed(name, self.model(name).answering)
+        return self.installed(name, self.model(name).answering)
 
     def reports(self) -> tuple[ModelReport, ...]:
         """Every model and every version that was tried, for people and for the far end."""
@@ -122,10 +122,12 @@ class ModelStore:
 
         return StoreWriter(self.directory)
 
-    def _installed(self, name: str, version: str) -> InstalledModel | None:
-        if not version:
+    def installed(self, name: str, version: str) -> InstalledModel | None:
+        """The bundle of *version* on the disk, whatever its phase, or None."""
+        known = self.model(name).versions.get(version)
+        if known is None:
             return None
-        folder = self.folder(name, version, self.model(name).versions[version].digest)
+        folder = self.folder(name, version, known.digest)
         manifest = self._manifests.get(folder)
         if manifest is None:
             try:

@@ -14,29 +14,37 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError
 from tuf.api.exceptions import RepositoryError as TufRepositoryError
-from tuf.api.metadata import Root, TargetFile
+from tuf.api.metadata import TargetFile
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from outstation.clock import Clock
 from outstation.durable import make_directories, write_atomically
 from outstation.errors import DeadlineError, ModelNotFoundError, RepositoryError, UntrustedError, mapped_os_errors
-from outstation.models.chain import Chain, TrustedMetadata, first_root, in_words, signed_at, verify_chain
+from outstation.models.chain import (
+    YANKED,
+    Chain,
+    SignedFile,
+    TrustedMetadata,
+    custom,
+    first_root,
+    in_words,
+    signed_at,
+    signed_file,
+    verify_chain,
+)
 from outstation.models.fetch import READ_BYTES, Source
 from outstation.models.manifest import MANIFEST
 from outstation.models.versions import is_version
 from outstation.types import MODEL_NAME
 
 METADATA = "metadata/"
-TARGETS = "targets/"
-YANKED = "yanked"  # in the custom field of a version's manifest: the reason why it was withdrawn
 _NANO = 1_000_000_000
 # The floor moves with every look at the repository; so often is it written, to spare the flash.
 _FLOOR_STEP_NANO = 3600 * _NANO
@@ -59,17 +67,6 @@ class Standing:
     trust: Trust
     reason: str = ""
     since_unix_nano: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SignedFile:
-    """One file as the publisher signed it. ``source_path`` is where it lies, relative to the repository."""
-
-    path: str
-    sha256: str
-    size_bytes: int
-    source_path: str
-    custom: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TrustedRepository:
@@ -142,7 +139,7 @@ class TrustedRepository:
 
     def versions(self, name: str) -> tuple[str, ...]:
         """The versions of *name* that the publisher offers; what was withdrawn is not among them."""
-        found = (path.split("/") for path, target in self._targets().items() if YANKED not in _custom(target))
+        found = (path.split("/") for path, target in self._targets().items() if YANKED not in custom(target))
         return tuple(
             parts[1]
             for parts in found
@@ -157,18 +154,13 @@ class TrustedRepository:
     def withdrawn(self, name: str, version: str) -> str:
         """Why the publisher withdrew that version, or ""."""
         target = self._targets().get(f"{name}/{version}/{MANIFEST}")
-        return str(_custom(target).get(YANKED, "")) if target else ""
+        return str(custom(target).get(YANKED, "")) if target else ""
 
     def file(self, path: str) -> SignedFile:
         """What is signed for *path*. ModelNotFoundError if nothing is, UntrustedError without a SHA-256."""
-        target = self._targets().get(path)
-        if target is None or self._chain is None:
-            raise ModelNotFoundError(f"The repository lists no {path}.")
-        if "sha256" not in target.hashes:
-            raise UntrustedError(f"{path} is signed without a sha256.")
-        return SignedFile(
-            path, target.hashes["sha256"], target.length, _place(target, self._chain.root), _custom(target)
-        )
+        if self._chain is None:
+            raise ModelNotFoundError(f"Nothing is trusted yet that would list {path}.")
+        return signed_file(self._chain, path)
 
     def _targets(self) -> Mapping[str, TargetFile]:
         return self._chain.targets.targets if self._chain else {}
@@ -255,17 +247,6 @@ def _read_scratch(folder: Path, bootstrap: bytes) -> TrustedMetadata:
         snapshot=(folder / "snapshot.json").read_bytes(),
         targets=(folder / "targets.json").read_bytes(),
     )
-
-
-def _place(target: TargetFile, root: Root) -> str:
-    """Where a target lies: with consistent snapshots its first hash stands before the file's name."""
-    folder, slash, name = target.path.rpartition("/")
-    prefix = f"{next(iter(target.hashes.values()))}." if root.consistent_snapshot else ""
-    return f"{TARGETS}{folder}{slash}{prefix}{name}"
-
-
-def _custom(target: TargetFile) -> Mapping[str, Any]:
-    return target.custom if isinstance(target.custom, dict) else {}
 
 
 def _read_floor(path: Path) -> int:

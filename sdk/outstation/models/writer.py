@@ -70,20 +70,28 @@ class StoreWriter(ModelStore):
             )
             return self._put(name, _pruned(model))
 
-    def note(self, name: str, version: str, reason: str) -> None:
-        """Say why a version waits, without moving it."""
+    def note(self, name: str, version: str, reason: str) -> bool:
+        """Say why a version waits, without moving it; whether that is news."""
         with self._mutex:
             model = self.model(name)
             old = model.versions.get(version)
-            if old is not None and old.reason != reason:
-                versions = {**model.versions, version: msgspec.structs.replace(old, reason=reason)}
-                self._put(name, msgspec.structs.replace(model, versions=versions))
+            if old is None or old.reason == reason:
+                return False
+            versions = {**model.versions, version: msgspec.structs.replace(old, reason=reason)}
+            self._put(name, msgspec.structs.replace(model, versions=versions))
+            return True
 
     def pin(self, name: str, version: str) -> None:
         """Hold *name* at *version* whatever the far end wishes; "" lets go."""
         with self._mutex:
             if self.model(name).pinned != version:
                 self._put(name, msgspec.structs.replace(self.model(name), pinned=version))
+
+    def wish(self, name: str, version: str) -> None:
+        """Remember what the far end wants of *name*; "" is nothing."""
+        with self._mutex:
+            if self.model(name).wish != version:
+                self._put(name, msgspec.structs.replace(self.model(name), wish=version))
 
     def part_path(self, sha256: str) -> Path:
         """Where the download of that file grows."""
@@ -127,6 +135,12 @@ class StoreWriter(ModelStore):
                 FILES.sync_directory((building / path).parent)
         move_atomically(building, target)
         return InstalledModel(manifest.name, manifest.version, target, manifest)
+
+    def discard(self, name: str, version: str) -> None:
+        """Delete the bundle's folder, in which a file is damaged; its blobs are read again before they are used."""
+        folder = self.folder(name, version, self.model(name).versions[version].digest)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._manifests.pop(folder, None)
 
     def collect(self) -> int:
         """Delete what no version needs any more; returns the bytes of the blobs that went.

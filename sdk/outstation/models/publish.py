@@ -1,0 +1,202 @@
+"""Publishing: a repository of static files, signed. The same as `outstation model init` and `publish`.
+
+Interrupted at any instant, a reader sees the old state or the new one: files of a version get names that nothing
+refers to yet, then targets and snapshot under new numbers, and ``timestamp.json``, which points to them, last.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+
+from outstation.clock import Clock, SystemClock
+from outstation.durable import make_directories, move_atomically, write_atomically
+from outstation.errors import InvalidInputError, RepositoryError, mapped_os_errors
+from outstation.models.bundle import Draft, make_bundle
+from outstation.models.chain import SIGNED_AT, SIGNED_AT_FORMAT
+from outstation.models.keys import ONLINE_ROLES, ROOT_KEYS, ROOT_THRESHOLD, make_keys, read_key
+from outstation.models.manifest import MANIFEST, Manifest, encode_manifest
+from outstation.models.repository import Repository
+
+DAY = 24 * 3600.0
+# How long each part is believed. A device that hears nothing for longer calls the repository stale and goes on with
+# what it has; so these are about how soon a freeze is noticed, not about how long a station may be alone.
+LIFETIMES: Mapping[str, float] = {
+    "root": 3650 * DAY,
+    "targets": 730 * DAY,
+    "snapshot": 730 * DAY,
+    "timestamp": 90 * DAY,
+}
+
+
+def init_repository(folder: Path, keys: Path, *, passphrase: bytes | None = None, clock: Clock = SystemClock()) -> Path:
+    """Make an empty repository in *folder* and its keys in *keys*; returns the path of the first root.
+
+    The root needs two of its three keys and lists one key each for targets, snapshot and timestamp. That file is
+    what a device is given at enrolment. RepositoryError when there is a repository or a key already.
+    """
+    metadata = folder / "metadata"
+    if metadata.is_dir() and any(metadata.iterdir()):
+        raise RepositoryError(f"{folder} holds a repository already.", hint="Choose another folder.")
+    if folder.resolve() in (keys.resolve(), *keys.resolve().parents):
+        raise InvalidInputError("The keys must not lie inside the repository: everybody reads that.")
+    signers = make_keys(keys, passphrase)
+    make_directories(metadata)
+    make_directories(folder / "targets")
+    now = _now(clock)
+    root = Root(version=1, expires=_expiry("root", now), consistent_snapshot=True)
+    for name in ROOT_KEYS:
+        root.add_key(signers[name].public_key, "root")
+    root.roles["root"].threshold = ROOT_THRESHOLD
+    for role in ONLINE_ROLES:
+        root.add_key(signers[role].public_key, role)
+    signed_root = Metadata(root)
+    for name in ROOT_KEYS:
+        signed_root.sign(signers[name], append=True)
+    path = metadata / "1.root.json"
+    write_atomically(path, signed_root.to_bytes())
+    _write_state(folder, signers, Targets(version=1), snapshot_version=1, timestamp_version=1, now=now)
+    return path
+
+
+def publish(
+    source: Path,
+    *,
+    repository: Path,
+    keys: Path,
+    draft: Draft,
+    check: bool = True,
+    passphrase: bytes | None = None,
+    clock: Clock = SystemClock(),
+) -> Manifest:
+    """Sign *source* (a model file or a folder) as the version that *draft* describes; returns its manifest.
+
+    Computes the expected outputs of the golden inputs, or checks those given unless *check* is False. A version that
+    is published is never changed: RepositoryError. Also raises InvalidInputError, ModelLoadError, ManifestError,
+    ConfigurationError for keys, MissingExtraError, StorageError.
+    """
+    with _only_publisher(repository):
+        desk = Repository(repository)
+        if (draft.name, draft.version) in desk.versions():
+            raise RepositoryError(
+                f"{draft.name} {draft.version} is published already.", hint="A version never changes: choose the next."
+            )
+        signers = _signers(desk, keys, passphrase)
+        with tempfile.TemporaryDirectory(prefix="outstation-bundle-") as folder:
+            bundle = Path(folder)
+            manifest = make_bundle(source, bundle, draft, check=check)
+            write_atomically(bundle / MANIFEST, encode_manifest(manifest))
+            targets = desk.chain.targets
+            prefix = f"{draft.name}/{draft.version}"
+            for path in (*(file.path for file in manifest.files), MANIFEST):
+                target = TargetFile.from_file(f"{prefix}/{path}", str(bundle / path), ["sha256"])
+                _place(bundle / path, repository / "targets" / prefix / path, target.hashes["sha256"])
+                targets.targets[target.path] = target
+        _write_next(desk, signers, targets, clock)
+        return manifest
+
+
+def _write_next(desk: Repository, signers: Mapping[str, Any], targets: Targets, clock: Clock) -> None:
+    targets.version += 1
+    _write_state(
+        desk.folder,
+        signers,
+        targets,
+        snapshot_version=desk.chain.snapshot.version + 1,
+        timestamp_version=desk.chain.timestamp.version + 1,
+        now=_now(clock),
+    )
+
+
+def _write_state(
+    folder: Path,
+    signers: Mapping[str, Any],
+    targets: Targets,
+    *,
+    snapshot_version: int,
+    timestamp_version: int,
+    now: datetime.datetime,
+) -> None:
+    """Sign and write targets, snapshot and timestamp; the state becomes visible with the last of them."""
+    metadata = folder / "metadata"
+    targets.expires = _expiry("targets", now)
+    data = _signed(targets, signers["targets"])
+    write_atomically(metadata / f"{targets.version}.targets.json", data)
+    meta = {"targets.json": _meta(targets, data)}
+    snapshot = Snapshot(version=snapshot_version, expires=_expiry("snapshot", now), meta=meta)
+    data = _signed(snapshot, signers["snapshot"])
+    write_atomically(metadata / f"{snapshot.version}.snapshot.json", data)
+    timestamp = Timestamp(
+        version=timestamp_version,
+        expires=_expiry("timestamp", now),
+        snapshot_meta=_meta(snapshot, data),
+        unrecognized_fields={SIGNED_AT: now.strftime(SIGNED_AT_FORMAT)},
+    )
+    write_atomically(metadata / "timestamp.json", _signed(timestamp, signers["timestamp"]))
+
+
+def _signers(desk: Repository, keys: Path, passphrase: bytes | None) -> dict[str, Any]:
+    signers = {role: read_key(keys, role, passphrase) for role in ONLINE_ROLES}
+    for role, signer in signers.items():
+        if signer.public_key.keyid not in desk.chain.root.roles[role].keyids:
+            raise RepositoryError(
+                f"{keys / f'{role}.pem'} is not a key that {desk.folder} trusts for its {role}.",
+                hint="Give the keys that were made together with this repository.",
+            )
+    return signers
+
+
+def _place(source: Path, target: Path, sha256: str) -> None:
+    """Copy *source* under the name that a reader of consistent snapshots asks for."""
+    make_directories(target.parent)
+    final = target.with_name(f"{sha256}.{target.name}")
+    building = target.with_name(f".{final.name}.new")
+    with mapped_os_errors(doing="copy into the repository", path=final):
+        shutil.copyfile(source, building)
+    move_atomically(building, final)
+
+
+@contextmanager
+def _only_publisher(folder: Path) -> Iterator[None]:
+    """One publisher at a time; the lock goes with its process."""
+    if not folder.is_dir():
+        yield  # reading it says what is wrong
+        return
+    with mapped_os_errors(doing="lock the repository", path=folder):
+        fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise RepositoryError(f"Somebody else is publishing to {folder}.", hint="Try again in a moment.") from exc
+        yield
+    finally:
+        os.close(fd)
+
+
+def _signed(signed: Signed, signer: Any) -> bytes:
+    metadata: Metadata[Any] = Metadata(signed)
+    metadata.sign(signer)
+    return metadata.to_bytes()
+
+
+def _meta(signed: Signed, data: bytes) -> MetaFile:
+    return MetaFile.from_data(signed.version, data, ["sha256"])
+
+
+def _expiry(role: str, now: datetime.datetime) -> datetime.datetime:
+    return now + datetime.timedelta(seconds=LIFETIMES[role])
+
+
+def _now(clock: Clock) -> datetime.datetime:
+    seconds = clock.time_unix_nano() // 1_000_000_000
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
