@@ -26,7 +26,8 @@ import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
+from typing import NamedTuple
 
 from outstation.errors import CorruptBlockError, UnsupportedVersionError, WireError
 from outstation.types import OCTETS, Record
@@ -49,14 +50,14 @@ HEADER_BYTES = _HEADER.size
 MAX_BODY_BYTES = 64 << 20
 MAX_RECORDS = 1 << 20  # in one block: bounds what a header of 76 bytes can make a reader allocate
 MAX_METAS = 0xFFFF
+_SAMPLE_BYTES = 8 << 10  # costs 20 us and tells JPEG from text
 _LITTLE = sys.byteorder == "little"
 
 Meta = tuple[str, tuple[tuple[str, str], ...]]  # content type, attributes in sorted order
 NO_META: Meta = (OCTETS, ())
 
 
-@dataclass(frozen=True, slots=True)
-class BlockHeader:
+class BlockHeader(NamedTuple):  # a tuple: opening a backlog makes very many of them
     """The fixed part. ``span`` counts sequence numbers covered, ``count`` records present (fewer when sparse)."""
 
     codec: int
@@ -64,7 +65,7 @@ class BlockHeader:
     epoch: int
     first_sequence: int
     span: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     body_bytes: int  # as stored
     raw_bytes: int  # decompressed
     payload_bytes: int
@@ -158,15 +159,26 @@ class Columns:
         )
 
 
-def encode(columns: Columns, *, epoch: int, level: int = 3, span: int | None = None) -> bytes:
-    """*columns* as one block. *span* may reach past the last record, when what followed was dropped.
+def encode(
+    columns: Columns, *, epoch: int, level: int = 3, span: int | None = None, first_sequence: int | None = None
+) -> bytes:
+    """*columns* as one block.
 
-    Raises WireError when the records do not fit one block.
+    *first_sequence* and *span* may reach before the first and past the last record, when what stood there was
+    dropped. *level* is zstd's; 0 stores without compressing. Raises WireError when the records do not fit one block.
     """
-    first = columns.sequences[0]
+    header, body = build(columns, epoch=epoch, level=level, span=span, first_sequence=first_sequence)
+    return header.pack() + body
+
+
+def build(
+    columns: Columns, *, epoch: int, level: int = 3, span: int | None = None, first_sequence: int | None = None
+) -> tuple[BlockHeader, bytes]:
+    """As :func:`encode`, with header and body apart."""
+    first = columns.sequences[0] if first_sequence is None else first_sequence
     span = columns.sequences[-1] - first + 1 if span is None else span
     sparse = span != len(columns)
-    raw = _encode_body(columns, sparse)
+    raw = _encode_body(columns, sparse, first)
     if len(raw) > MAX_BODY_BYTES or len(columns) > MAX_RECORDS:
         raise WireError(f"{len(columns)} records of {len(raw)} bytes do not fit one block.")
     body, codec = _compress(raw, level)
@@ -185,7 +197,7 @@ def encode(columns: Columns, *, epoch: int, level: int = 3, span: int | None = N
         key_id=0,
         body_crc=zlib.crc32(body),
     )
-    return header.pack() + body
+    return header, body
 
 
 def decode(data: bytes | memoryview) -> tuple[BlockHeader, Columns]:
@@ -202,9 +214,24 @@ def decode_body(header: BlockHeader, body: bytes | memoryview) -> Columns:
     return _decode_raw(header, _decompress(header, body))
 
 
+def decode_marks(header: BlockHeader, body: bytes | memoryview) -> dict[str, int]:
+    """Only the marks of a stored, already decrypted, *body*; much cheaper than its records."""
+    return _read_head(_Reader(_decompress(header, body)))[1]
+
+
 def _compress(raw: bytes, level: int) -> tuple[bytes, int]:
+    if level == 0 or not _worth_compressing(raw):
+        return raw, CODEC_RAW
     packed = zstd.compress(raw, level)
     return (packed, CODEC_ZSTD) if len(packed) < len(raw) else (raw, CODEC_RAW)
+
+
+def _worth_compressing(raw: bytes) -> bool:
+    """Whether a sample from the middle shrinks: pictures and archives are not compressed a second time in vain."""
+    if len(raw) < 4 * _SAMPLE_BYTES:
+        return True
+    middle = len(raw) // 2
+    return len(zstd.compress(raw[middle : middle + _SAMPLE_BYTES], 1)) < _SAMPLE_BYTES * 0.97
 
 
 def _decompress(header: BlockHeader, body: bytes | memoryview) -> bytes:
@@ -226,7 +253,7 @@ def _text(value: str, width: int) -> bytes:
     return len(data).to_bytes(width, "little") + data
 
 
-def _encode_body(columns: Columns, sparse: bool) -> bytes:
+def _encode_body(columns: Columns, sparse: bool, first: int) -> bytes:
     parts = [len(columns.metas).to_bytes(2, "little")]
     for content_type, attributes in columns.metas:
         parts += [_text(content_type, 2), len(attributes).to_bytes(2, "little")]
@@ -238,10 +265,9 @@ def _encode_body(columns: Columns, sparse: bool) -> bytes:
     if len(columns.metas) > 1:
         parts.append(_column("H", columns.meta_index or ()))
     if sparse:
-        first = columns.sequences[0]
         parts.append(_column("I", [sequence - first for sequence in columns.sequences]))
     times = columns.times
-    parts.append(_column("q", [times[0], *map(operator.sub, times[1:], times)]))
+    parts.append(_column("q", [times[0], *map(operator.sub, islice(times, 1, None), times)]))
     parts.append(_column("I", list(map(len, columns.payloads))))
     parts += columns.payloads
     return b"".join(parts)
@@ -290,16 +316,20 @@ class _Reader:
         return [raw[start:end] for start, end in pairwise(ends)]
 
 
-def _decode_raw(header: BlockHeader, raw: bytes) -> Columns:
-    reader = _Reader(raw)
+def _read_head(reader: _Reader) -> tuple[list[Meta], dict[str, int]]:
     try:
         metas = [
             (reader.text(2), tuple((reader.text(2), reader.text(4)) for _ in range(reader.integer(2))))
             for _ in range(reader.integer(2))
         ]
-        marks = {reader.text(2): reader.integer(8) for _ in range(reader.integer(2))}
+        return metas, {reader.text(2): reader.integer(8) for _ in range(reader.integer(2))}
     except UnicodeDecodeError as exc:
         raise CorruptBlockError("A block's attributes are not UTF-8.") from exc
+
+
+def _decode_raw(header: BlockHeader, raw: bytes) -> Columns:
+    reader = _Reader(raw)
+    metas, marks = _read_head(reader)
     count = header.count
     index = reader.column("H", count) if len(metas) > 1 else None
     if not metas or (index is not None and max(index) >= len(metas)):

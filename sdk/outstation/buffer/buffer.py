@@ -1,0 +1,281 @@
+"""The buffer: a folder of streams, owned by one process, with one thread that brings everything to the disk."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from outstation.buffer import state as state_file
+from outstation.buffer.commit import Committer
+from outstation.buffer.encryption import plain_opener, plain_protector
+from outstation.buffer.frames import Balance
+from outstation.buffer.handles import LIMIT, Handles
+from outstation.buffer.lock import Lock
+from outstation.buffer.log import Log
+from outstation.buffer.policy import segment_limit
+from outstation.buffer.recovery import Found, examine, mend
+from outstation.buffer.segment import Access
+from outstation.buffer.stream import Stream
+from outstation.clock import Clock, SystemClock
+from outstation.durable import FILES, Files, make_directories, write_atomically
+from outstation.errors import ClosedError, StorageError, mapped_os_errors
+from outstation.settings import BufferSettings
+from outstation.types import STREAM_NAME, Durability, StreamReport, checked_name
+
+log = logging.getLogger("outstation.buffer")
+
+STREAMS = "streams"
+# Fewer than the file descriptors that may be open at once: see Handles.
+STREAMS_A_PASS = LIMIT // 2
+# Records of durability "memory", and a cursor that moves while nothing is appended, may wait this much longer.
+LAZY_FACTOR = 8
+# 16 MiB is a million records of no payload, which is what one block can count.
+LARGEST_BLOCK_BYTES = 16 << 20
+# With nothing to do the thread sleeps; a wake-up that was missed, which must not be, would cost this many seconds.
+IDLE_INTERVAL = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class BufferStat:
+    """The whole folder at one instant."""
+
+    directory: Path
+    streams: tuple[StreamReport, ...]
+    stored_bytes: int
+    max_bytes: int
+
+
+class Buffer:
+    """Streams of records that survive kill and power cut. Thread-safe. Close it, or use it in a ``with``."""
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        settings: BufferSettings = BufferSettings(),
+        *,
+        clock: Clock = SystemClock(),
+        files: Files = FILES,
+    ) -> Buffer:
+        """Open the folder, made when missing, and bring what a crash left in order.
+
+        Reads headers only, and the bodies of what was written since the last checkpoint. Raises BufferLockedError
+        (with the holder's pid), DiskError, DiskFullError, DecryptionError, UnsupportedVersionError. Damage never
+        raises: it is counted in the ledger, and its bytes are kept in ``quarantine``.
+        """
+        make_directories(directory / STREAMS, files=files)
+        lock = Lock(directory)
+        try:
+            return cls(directory, settings, clock, files, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def __init__(self, directory: Path, settings: BufferSettings, clock: Clock, files: Files, lock: Lock) -> None:
+        """Use :meth:`open`."""
+        self.directory = directory
+        self.settings = settings
+        self.clock = clock
+        self.files = files
+        self.block_bytes = min(settings.block_bytes, LARGEST_BLOCK_BYTES)
+        self._folder_lock = lock
+        self._handles = Handles(files)
+        self._lock = threading.Lock()
+        self._making = threading.Lock()
+        self._wake = threading.Event()
+        self._committers: dict[str, Committer] = {}
+        self._due: dict[str, float] = {}
+        self._next_look = float("inf")
+        self._callbacks: list[Callable[[], None]] = []
+        self._closing = False
+        self._closed = False
+        for folder in sorted((directory / STREAMS).iterdir()):
+            if folder.is_dir() and STREAM_NAME.fullmatch(folder.name):
+                self._adopt(folder.name, self._recover(folder))
+        self._thread = threading.Thread(target=self._run, name="outstation-commit", daemon=True)
+        self._thread.start()
+
+    def stream(self, name: str) -> Stream:
+        """The stream *name*, made when missing, which costs a few fsyncs.
+
+        Raises InvalidNameError, DiskError, DiskFullError, ClosedError.
+        """
+        committer = self._committers.get(name)
+        if committer is not None:
+            return committer.stream
+        checked_name(STREAM_NAME, name, "stream")
+        with self._making:
+            committer = self._committers.get(name)
+            if committer is None:
+                if self._closing:
+                    raise ClosedError("The buffer was closed.")
+                committer = self._adopt(name, self._make(name))
+            return committer.stream
+
+    def streams(self) -> tuple[Stream, ...]:
+        """All streams, by name."""
+        with self._lock:
+            return tuple(self._committers[name].stream for name in sorted(self._committers))
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Call *callback* after each commit of records, on the commit thread. It only hands over and never raises."""
+        with self._lock:
+            self._callbacks.append(callback)
+
+    def stat(self) -> BufferStat:
+        """The account of every stream, and the bytes on the disk."""
+        streams = self.streams()
+        return BufferStat(
+            self.directory,
+            tuple(stream.report() for stream in streams),
+            sum(stream.stored_bytes for stream in streams),
+            self.settings.max_bytes,
+        )
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when everything appended before, and every cursor, is on the disk; errors as of Stream.flush."""
+        deadline = None if timeout is None else self.clock.monotonic() + timeout
+        for stream in self.streams():
+            stream.flush(None if deadline is None else max(0.0, deadline - self.clock.monotonic()))
+
+    def close(self) -> None:
+        """Flush, write the state, end the thread, release the folder. Idempotent; what the disk refuses is logged."""
+        with self._making, self._lock:
+            if self._closed:
+                return
+            self._closing = True
+            streams = [committer.stream for committer in self._committers.values()]
+        for stream in streams:
+            stream.close()
+        self._wake.set()
+        self._thread.join()
+        self._closed = True
+        self._handles.close()
+        self._folder_lock.release()
+
+    def __enter__(self) -> Buffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._committers)} streams"
+        return f"<Buffer in {self.directory}, {state}>"
+
+    # --- what streams ask of it --------------------------------------------------------------------------------
+
+    def note(self, stream: Stream, delay: float) -> None:
+        """Commit *stream* within *delay* seconds. Called with the stream's lock held; takes only its own."""
+        due = self.clock.monotonic() + delay
+        with self._lock:
+            if due < self._due.get(stream.name, float("inf")):
+                self._due[stream.name] = due
+                if due < self._next_look:
+                    self._wake.set()
+
+    def delay_of(self, durability: Durability) -> float:
+        """Seconds that an append may wait for its commit."""
+        interval = self.settings.group_interval
+        return interval * LAZY_FACTOR if durability is Durability.MEMORY else interval
+
+    # --- opening -----------------------------------------------------------------------------------------------
+
+    def _recover(self, folder: Path) -> Found:
+        with mapped_os_errors(doing="open the stream", path=folder):
+            found = examine(folder, self.files, plain_opener)
+            if found.epoch == 0:
+                found.epoch = _new_epoch()
+                found.balance = found.balance._replace(epoch=found.epoch)
+            mend(found, self.files)
+        return found
+
+    def _make(self, name: str) -> Found:
+        folder = self.directory / STREAMS / name
+        make_directories(folder, files=self.files)
+        found = Found(folder, _new_epoch())
+        found.balance = Balance(found.epoch, 0)
+        data = state_file.encode(name, found.balance, 1, 0, {})
+        write_atomically(folder / state_file.FILE_NAME, data, files=self.files)
+        return found
+
+    def _adopt(self, name: str, found: Found) -> Committer:
+        settings = self.settings.streams.get(name, self.settings.defaults)
+        access = Access(self.files, found.epoch, plain_opener)
+        stream = Stream(name, settings, self, found, access)
+        limit = segment_limit(self.settings.segment_bytes, settings)
+        segments = Log(
+            name, found.folder, self.files, self._handles, segment_limit=limit, newest_serial=found.newest_serial
+        )
+        if found.segments and not found.segments[-1].closed:
+            segments.active = found.segments[-1]
+        committer = Committer(
+            stream, segments, access=access, protect=plain_protector, settings=self.settings, clock=self.clock
+        )
+        with self._lock:
+            self._committers[name] = committer
+            if found.suspects:
+                self._due[name] = self.clock.monotonic()
+                self._wake.set()
+        return committer
+
+    # --- the commit thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            due, wait, closing = self._look()
+            for start in range(0, len(due), STREAMS_A_PASS):
+                self._pass(due[start : start + STREAMS_A_PASS])
+            if closing:
+                break
+            if not due:
+                self.clock.wait(self._wake, wait)
+        for committer in self._committers.values():
+            committer.close()
+
+    def _look(self) -> tuple[list[Committer], float, bool]:
+        """Which streams are due, how long to wait for the next, and whether this is the last look."""
+        with self._lock:
+            self._wake.clear()
+            now = self.clock.monotonic()
+            closing = self._closing
+            names = [name for name, due in self._due.items() if closing or due <= now]
+            for name in names:
+                del self._due[name]
+            if closing:
+                names = list(self._committers)
+            self._next_look = min(self._due.values(), default=now + IDLE_INTERVAL)
+            return [self._committers[name] for name in names], self._next_look - now, closing
+
+    def _pass(self, committers: list[Committer]) -> None:
+        """One group commit: first everything is written, then everything is synced."""
+        written = [committer for committer in committers if self._guarded(committer, committer.write)]
+        committed = [committer for committer in written if self._guarded(committer, committer.sync)]
+        if committed:
+            for callback in tuple(self._callbacks):
+                _call(callback)
+
+    def _guarded(self, committer: Committer, step: Callable[[], bool]) -> bool:
+        try:
+            return step()
+        except Exception as exc:
+            # Whoever waits must hear of it, and every other stream goes on.
+            log.exception("The commit of the stream %r failed.", committer.stream.name)
+            error = exc if isinstance(exc, StorageError) else StorageError(f"The commit failed: {exc!r}.")
+            committer.fail(error)
+            return False
+
+
+def _call(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception:
+        log.exception("A callback of on_commit failed; the buffer goes on.")
+
+
+def _new_epoch() -> int:
+    return secrets.randbits(64) or 1

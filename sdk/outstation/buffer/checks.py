@@ -1,0 +1,114 @@
+"""What an append may hold: checked before anything is touched, so that a wrong call changes nothing. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+
+from outstation.errors import InvalidInputError
+from outstation.wire.block import MAX_METAS, Meta
+
+# Half of what a block may hold: room for columns, attributes and marks beside the payloads.
+MAX_RECORD_BYTES = 32 << 20
+MAX_META_BYTES = (64 << 10) - 1  # content type and attributes of one record
+NOTABLE_META_BYTES = 64 << 10
+MAX_PRODUCER_BYTES = 512
+# What a record costs beside its payload: its entries in the columns of the block.
+RECORD_OVERHEAD_BYTES = 16
+MAX_INTEGER = (1 << 63) - 1  # of time stamps and marks
+
+# Content type and attributes as the caller gave them.
+MetaKey = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def as_bytes(payload: object) -> bytes:
+    """*payload* as bytes; InvalidInputError for what is no run of bytes."""
+    if isinstance(payload, (bytes, bytearray, memoryview)):
+        return bytes(payload)
+    raise InvalidInputError(f"A payload is bytes, not {type(payload).__name__}.")
+
+
+def checked_time(time_unix_nano: int) -> int:
+    """*time_unix_nano* if a record can carry it."""
+    if not isinstance(time_unix_nano, int) or not 0 <= time_unix_nano <= MAX_INTEGER:
+        raise InvalidInputError(f"{time_unix_nano!r} is no time in nanoseconds since 1970.")
+    return time_unix_nano
+
+
+def checked_times(times: Sequence[int] | None, count: int, now: Callable[[], int]) -> Sequence[int]:
+    """One time for each of *count* records."""
+    if count == 0:
+        raise InvalidInputError("There is nothing to append.")
+    if times is None:
+        return [now()] * count
+    if len(times) != count:
+        raise InvalidInputError(f"{count} payloads came with {len(times)} times.")
+    checked_time(min(times))
+    checked_time(max(times))
+    return times
+
+
+def check_mark(mark: tuple[str, int]) -> None:
+    """InvalidInputError unless *mark* is (producer, number) within bounds."""
+    producer, number = mark
+    if not isinstance(producer, str) or not 0 < len(producer.encode()) <= MAX_PRODUCER_BYTES:
+        raise InvalidInputError(f"A producer's name has 1 to {MAX_PRODUCER_BYTES} bytes.")
+    if not isinstance(number, int) or not 0 <= number <= MAX_INTEGER:
+        raise InvalidInputError(f"{number!r} is no number of a producer.")
+
+
+def checked_meta(key: MetaKey) -> Meta:
+    """*key* with its attributes sorted. InvalidInputError when it holds what is no text, or too much."""
+    content_type, attributes = key
+    texts = [content_type, *(text for pair in attributes for text in pair)]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidInputError("The content type and every attribute's name and value are strings.")
+    try:
+        sizes = [len(text.encode()) for text in texts]
+    except UnicodeEncodeError as exc:
+        raise InvalidInputError("An attribute holds half of a surrogate pair, which is no text.") from exc
+    if sum(sizes) > MAX_META_BYTES or len(attributes) > MAX_METAS:
+        raise InvalidInputError(f"Attributes of {sum(sizes)} bytes; the bound is {MAX_META_BYTES}.")
+    return content_type, tuple(sorted(attributes))
+
+
+def meta_keys(
+    attributes: Mapping[str, str] | Sequence[Mapping[str, str]], content_type: str, count: int
+) -> list[MetaKey]:
+    """One key for all records, or one a record; each checked."""
+    if isinstance(attributes, Mapping):
+        key = (content_type, tuple(attributes.items()))
+        checked_meta(key)
+        return [key]
+    if len(attributes) != count:
+        raise InvalidInputError(f"{count} payloads came with {len(attributes)} mappings of attributes.")
+    keys: list[MetaKey] = [(content_type, tuple(one.items())) for one in attributes]
+    for key in set(keys):
+        checked_meta(key)
+    return keys
+
+
+def record_sizes(payloads: Sequence[bytes], keys: Sequence[MetaKey]) -> list[int]:
+    """What each record takes in a block; with so many attributes that they matter, each record carries its own."""
+    sizes = [len(payload) + RECORD_OVERHEAD_BYTES for payload in payloads]
+    if len(keys) > 1:
+        costs = {key: sum(len(name) + len(value) for name, value in key[1]) + 4 for key in set(keys)}
+        if sum(costs.values()) > NOTABLE_META_BYTES:
+            return [size + 4 * costs[key] for size, key in zip(sizes, keys, strict=True)]  # 4: the longest of UTF-8
+    return sizes
+
+
+def pieces_of(sizes: list[int], block_bytes: int, keys: int) -> list[tuple[int, int]]:
+    """Where to cut records of *sizes* into blocks of about *block_bytes*: (start, end) in a row."""
+    # Each record may bring its own attributes, and a block counts them in 16 bits.
+    most = len(sizes) if keys == 1 else MAX_METAS // 2
+    ends = list(accumulate(sizes))
+    if ends[-1] <= block_bytes and len(sizes) <= most:
+        return [(0, len(sizes))]
+    pieces, start, taken = [], 0, 0
+    while start < len(sizes):
+        end = min(max(bisect_right(ends, taken + block_bytes), start + 1), start + most, len(sizes))
+        pieces.append((start, end))
+        start, taken = end, ends[end - 1]
+    return pieces

@@ -1,0 +1,210 @@
+"""One commit of one stream, from what waits in memory to what is on the disk. Runs on the commit thread alone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from outstation.buffer import policy
+from outstation.buffer.log import Log, Protector, is_full
+from outstation.buffer.receipt import Batch
+from outstation.buffer.rewrite import repair
+from outstation.buffer.segment import Access, Segment
+from outstation.buffer.stream import Stream, Work
+from outstation.clock import Clock
+from outstation.errors import StorageError, from_os_error
+from outstation.settings import BufferSettings
+from outstation.types import DropReason
+from outstation.wire.block import BlockHeader, build
+
+log = logging.getLogger("outstation.buffer")
+
+# A disk that stays full although old segments go is full of something else: no use in letting everything go.
+TRIES = 8
+
+
+class Committer:
+    """Drives the log of one stream: commit, roll, retire, evict, mend."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        segments: Log,
+        *,
+        access: Access,
+        protect: Protector,
+        settings: BufferSettings,
+        clock: Clock,
+    ) -> None:
+        self.stream = stream
+        self._log = segments
+        self._settings = settings
+        self._clock = clock
+        self._access = access
+        self._protect = protect
+        self._work: Work | None = None
+        self._blocks: list[tuple[BlockHeader, bytes]] = []
+        self._doomed: list[Path] = []  # to be removed once the balance that explains it is on the disk
+        self._checkpointed: tuple[object, ...] | None = None
+
+    def write(self) -> bool:
+        """Write what waits; True when :meth:`sync` must follow. What the disk refuses ends in the receipts."""
+        stream = self.stream
+        self._mend()
+        self._retire()
+        self._work = work = stream.take()
+        self._blocks = [self._encode(batch) for batch in work.batches]
+        self._make_room(sum(header.block_bytes for header, _ in self._blocks))
+        if not self._blocks and not stream.balance_dirty:
+            self._work = None
+            stream.publish(work, None)
+            work.settle_tickets()
+            return False
+        try:
+            self._write()
+        except OSError as exc:
+            if not self._log.rewind():
+                self._abandon()
+            self._try_again(work, exc)
+        return self._work is not None
+
+    def sync(self) -> bool:
+        """Bring it to the disk and tell everyone who waits; True when records were committed."""
+        work = self._work
+        if work is None:
+            return False
+        try:
+            segment = self._log.sync()
+        except OSError as exc:
+            self._abandon()
+            return self._try_again(work, exc)
+        return self._done(work, segment)
+
+    def fail(self, error: StorageError) -> None:
+        """Refuse what is under way, after a fault that has nothing to do with the disk."""
+        work, self._work = self._work, None
+        self._abandon()
+        self.stream.fail(work or Work([], []), error)
+
+    def close(self) -> None:
+        """Write the state, so that the next opening reads nothing else. Never raises."""
+        if self._checkpointed != self._now():
+            self._checkpoint()
+
+    def _encode(self, batch: Batch) -> tuple[BlockHeader, bytes]:
+        return build(batch.columns(), epoch=self.stream.epoch, level=self._settings.zstd_level)
+
+    def _write(self) -> None:
+        balance, dirty = self.stream.take_balance()
+        balance = balance._replace(time_unix_nano=self._clock.time_unix_nano())
+        try:
+            self._log.write(balance, dirty, self._blocks, self._protect)
+        except OSError:
+            self.stream.balance_dirty = self.stream.balance_dirty or dirty
+            raise
+
+    def _try_again(self, work: Work, exc: OSError) -> bool:
+        """Once more, with room made if room is missing and in a new segment if the old one failed; else refuse."""
+        for _ in range(TRIES):
+            if is_full(exc) and not self._evict_one():
+                break
+            self.stream.balance_dirty = True
+            try:
+                self._write()
+                segment = self._log.sync()
+            except OSError as again:
+                self._abandon()
+                if not is_full(again):
+                    exc = again
+                    break
+                exc = again
+                continue
+            return self._done(work, segment)
+        self._work = None
+        error = from_os_error(exc, doing=f"store records of the stream {self.stream.name!r}", path=self._log.folder)
+        log.error("%s %s", error, error.hint)
+        self.stream.balance_dirty = True
+        self.stream.fail(work, error)
+        return False
+
+    def _done(self, work: Work, segment: Segment) -> bool:
+        self._work, self._blocks = None, []
+        self.stream.publish(work, segment)
+        try:
+            if segment.sealed or self._doomed:
+                self._checkpoint()
+        finally:
+            work.settle_tickets()
+        return bool(work.batches)
+
+    def _checkpoint(self) -> None:
+        stream = self.stream
+        try:
+            self._log.checkpoint(stream.balance, stream.committed_marks)
+        except StorageError as exc:
+            # The log holds everything that the state does; only files that wait for it must stay.
+            log.warning("%s %s", exc, exc.hint)
+            return
+        self._checkpointed = self._now()
+        doomed, self._doomed = self._doomed, []
+        self._log.remove(doomed)
+
+    def _now(self) -> tuple[object, ...]:
+        return (self._log.position, self.stream.balance)
+
+    def _abandon(self) -> None:
+        segment = self._log.abandon()
+        if segment is not None:
+            self.stream.give_up(segment)
+
+    # --- letting go --------------------------------------------------------------------------------------------
+
+    def _retire(self) -> None:
+        stream = self.stream
+        self._let_go(policy.acknowledged(stream.segments, stream.balance.cursor), None)
+        if stream.settings.max_age is not None:
+            before = self._clock.time_unix_nano() - round(stream.settings.max_age * 1e9)
+            self._let_go(policy.expired(stream.segments, before), DropReason.EXPIRED)
+
+    def _make_room(self, incoming_bytes: int) -> None:
+        stream = self.stream
+        if policy.drops(stream.settings):
+            bound = stream.settings.max_bytes - policy.segment_limit(self._settings.segment_bytes, stream.settings)
+            surplus = stream.stored_bytes + incoming_bytes - bound
+            self._let_go(policy.oldest_over(stream.segments, surplus), DropReason.EVICTED)
+
+    def _let_go(self, segments: list[Segment], reason: DropReason | None) -> None:
+        if segments:
+            self.stream.let_go(segments, reason)
+            self._doomed += [segment.path for segment in segments]
+
+    def _evict_one(self) -> bool:
+        """Free a segment at once, on a disk that takes nothing more, even the balance that would explain it."""
+        if not policy.drops(self.stream.settings):
+            return False
+        doomed, self._doomed = self._doomed, []
+        closed = policy.oldest_over(self.stream.segments, 1)
+        if closed:
+            self.stream.let_go(closed, DropReason.EVICTED)
+        doomed += [segment.path for segment in closed]
+        self._log.remove(doomed)
+        return bool(doomed)
+
+    # --- mending -----------------------------------------------------------------------------------------------
+
+    def _mend(self) -> None:
+        """Rewrite the segments in which damage was found."""
+        stream = self.stream
+        for serial in sorted(stream.suspects):
+            segment = next((own for own in stream.segments if own.serial == serial), None)
+            try:
+                if segment is not None and self._log.active is not None and self._log.active.serial == serial:
+                    segment = self._log.close_segment(stream.epoch)
+                if segment is not None:
+                    number = stream.balance.rewrites + 1
+                    mended = repair(self._access, segment, stream.balance.start, number)
+                    stream.put_back(mended.segment, 0, mended.corrupt, number)
+                    log.warning("A damaged segment of the stream %r was mended: %s", stream.name, segment.path.name)
+            except OSError as exc:
+                log.warning("%s", from_os_error(exc, doing="mend a damaged segment", path=self._log.folder))
+            stream.suspects.discard(serial)

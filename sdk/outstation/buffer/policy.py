@@ -1,0 +1,58 @@
+"""What to let go when a bound is reached. Pure: segments and numbers in, segments out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outstation.buffer.segment import Segment
+from outstation.settings import StreamSettings
+from outstation.types import WhenFull
+
+# A segment is what is let go at once, so it must be small beside the stream's bound.
+SEGMENTS_A_STREAM = 8
+SMALLEST_SEGMENT_BYTES = 4 << 10
+
+
+def segment_limit(segment_bytes: int, settings: StreamSettings) -> int:
+    """The size at which a segment of the stream closes."""
+    return max(SMALLEST_SEGMENT_BYTES, min(segment_bytes, settings.max_bytes // SEGMENTS_A_STREAM))
+
+
+def drops(settings: StreamSettings) -> bool:
+    """Whether the stream may let records go to make room; otherwise it refuses new ones."""
+    return settings.when_full is not WhenFull.REJECT
+
+
+def acknowledged(segments: Sequence[Segment], cursor: int) -> list[Segment]:
+    """The closed segments, from the oldest on, of which nothing is pending."""
+    found = []
+    for segment in segments:
+        if not segment.closed or segment.last_sequence > cursor:
+            break
+        found.append(segment)
+    return found
+
+
+def oldest_over(segments: Sequence[Segment], surplus_bytes: int) -> list[Segment]:
+    """The fewest closed segments, from the oldest on, that together free *surplus_bytes*, or all there are."""
+    found = []
+    for segment in segments:
+        if surplus_bytes <= 0 or not segment.closed:
+            break
+        found.append(segment)
+        surplus_bytes -= segment.file_bytes
+    return found
+
+
+def expired(segments: Sequence[Segment], before_unix_nano: int) -> list[Segment]:
+    """The closed segments, from the oldest on, whose newest record is older than *before_unix_nano*.
+
+    Order is by sequence number, never by time: a segment written under a clock that ran ahead keeps those after it
+    until it is old enough itself.
+    """
+    found = []
+    for segment in segments:
+        if not segment.closed or segment.latest_unix_nano >= before_unix_nano:
+            break
+        found.append(segment)
+    return found

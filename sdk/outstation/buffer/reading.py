@@ -1,0 +1,87 @@
+"""Reading committed blocks back, by the owner or by another process. Holds no file open between two reads."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from outstation.buffer.segment import Access, Damage, Frame, Segment, body_of, open_for_reading, walk
+from outstation.errors import CorruptBlockError
+from outstation.wire.block import HEADER_BYTES, BlockHeader, Columns, decode_body
+
+# What one read brings into memory, unless a single block is larger: many small blocks, or a few usual ones.
+CHUNK_BYTES = 256 << 10
+
+
+class StoredBlock(NamedTuple):
+    """One committed block, whole and decrypted: ``data`` is the header and the body."""
+
+    header: BlockHeader
+    data: bytes
+
+    def columns(self) -> Columns:
+        """Its records. CorruptBlockError if they do not decode."""
+        return decode_body(self.header, memoryview(self.data)[HEADER_BYTES:])
+
+
+class Place(NamedTuple):
+    """Where in a segment the next block may begin."""
+
+    serial: int
+    generation: int
+    offset: int
+
+
+class Chunk(NamedTuple):
+    """Some blocks in a row, where the next one begins, and whether damage was passed over."""
+
+    blocks: list[StoredBlock]
+    next_place: Place
+    exhausted: bool  # nothing follows in this segment
+    damaged: bool
+
+
+def find_segment(segments: Sequence[Segment], after: int) -> Segment | None:
+    """The first segment that holds a record with a number greater than *after*."""
+    place = bisect_right(segments, after, key=lambda segment: segment.last_sequence)
+    return segments[place] if place < len(segments) else None
+
+
+def read_chunk(access: Access, segment: Segment, place: Place, after: int) -> Chunk:
+    """Blocks of *segment* that end after *after*. FileNotFoundError when it was removed meanwhile; OSError."""
+    blocks: list[StoredBlock] = []
+    size, damaged = 0, False
+    offset = place.offset
+    fd, _ = open_for_reading(access.files, segment.path)
+    try:
+        for piece in walk(access.files, fd, offset, segment.length, access.epoch):
+            if isinstance(piece, Damage):
+                damaged, offset = True, piece.end
+                continue
+            head = piece.head
+            if isinstance(head, BlockHeader) and head.last_sequence > after:
+                block = _open_block(access, fd, piece, segment.serial)
+                damaged = damaged or block is None
+                if block is not None:
+                    blocks.append(block)
+                    size += len(block.data)
+            offset = piece.offset + piece.size
+            if size >= CHUNK_BYTES:
+                break
+    finally:
+        access.files.close(fd)
+    return Chunk(blocks, Place(segment.serial, segment.generation, offset), offset >= segment.length, damaged)
+
+
+def _open_block(access: Access, fd: int, frame: Frame, serial: int) -> StoredBlock | None:
+    head = frame.head
+    assert isinstance(head, BlockHeader)
+    body = body_of(access.files, fd, frame)
+    if body is None:
+        return None
+    try:
+        header, plain = access.opener(head, body, serial)
+    except CorruptBlockError:
+        return None
+    return StoredBlock(header, header.pack() + plain)
