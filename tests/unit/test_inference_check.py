@@ -10,7 +10,7 @@ import pytest
 
 import tiny_models
 from inference_support import install, scaling
-from outstation.errors import CheckFailedError, ModelLoadError
+from outstation.errors import CheckFailedError, InferenceError, ModelLoadError
 from outstation.inference.check import SubprocessChecker
 from outstation.models.manifest import Budgets, TensorSpec
 
@@ -79,9 +79,12 @@ def test_a_child_that_hangs_is_stopped(tmp_path):
     assert "did not end within 0.3 s" in failure(scaling(tmp_path / "a", 2), checker, timeout=0.3)
 
 
-def test_a_child_that_cannot_be_started_fails_the_version(tmp_path):
-    checker = SubprocessChecker(python=str(tmp_path / "nowhere"))
-    assert "could not be started" in failure(scaling(tmp_path / "a", 2), checker)
+def test_a_check_that_could_not_be_carried_out_says_nothing_of_the_version(tmp_path):
+    model = scaling(tmp_path / "a", 2)
+    nowhere = SubprocessChecker(python=str(tmp_path / "nowhere"))
+    assert "could not be started" in failure(model, nowhere, kind=InferenceError)
+    stopped = stand_in(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    assert "stopped by SIGTERM" in failure(model, stopped, kind=InferenceError)
 
 
 def test_the_child_is_told_no_secret(tmp_path, monkeypatch):

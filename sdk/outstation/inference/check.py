@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 import outstation
-from outstation.errors import CheckFailedError, ModelLoadError, OutstationError
+from outstation.errors import CheckFailedError, InferenceError, ModelLoadError, OutstationError
 from outstation.inference.runtime import RuntimeOptions
 from outstation.models.checking import CheckResult
 from outstation.models.store import InstalledModel
@@ -32,6 +32,8 @@ _PACKAGES = Path(outstation.__file__).parents[1]
 # Of what the child says on its way down, the end tells why.
 _LAST_WORDS_BYTES = 600
 _MAX_VERDICT_BYTES = 64 << 10
+# What a service manager sends when it stops all of us: no fault of the version.
+_STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,7 +57,8 @@ class SubprocessChecker:
     def check(self, model: InstalledModel, timeout: float) -> CheckResult:
         """Load *model*, compare its golden outputs, measure it against its budgets: within *timeout* seconds.
 
-        ModelLoadError when it cannot be loaded; CheckFailedError for anything else, with the reason.
+        ModelLoadError when it cannot be loaded; CheckFailedError for anything else that the version did, with the
+        reason. InferenceError when the check could not be carried out: that says nothing of the version.
         """
         command = [
             self._python,
@@ -76,18 +79,21 @@ class SubprocessChecker:
                     timeout=timeout,
                     env=_environment(os.environ),
                     cwd=_PACKAGES,
+                    start_new_session=True,  # Ctrl-C is for us; it must not look as if the version had crashed
                     check=False,
                 )
             except subprocess.TimeoutExpired as exc:
                 raise CheckFailedError(f"The check did not end within {timeout:g} s and was stopped.") from exc
             except OSError as exc:
-                raise CheckFailedError(f"The check could not be started: {exc}.") from exc
+                raise InferenceError(f"The check could not be started: {exc}.") from exc
             said = _tail(words.fileno())
         return _result(done.returncode, done.stdout, said)
 
 
 def _result(code: int, line: bytes, said: str) -> CheckResult:
     because = f": {said}" if said else "."
+    if -code in _STOPPED:
+        raise InferenceError(f"The check was stopped by {signal.Signals(-code).name} before its end.")
     if code < 0:
         raise CheckFailedError(f"The check was ended by {signal.Signals(-code).name}{because}")
     try:
