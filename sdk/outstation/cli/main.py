@@ -12,7 +12,14 @@ import click
 import typer
 
 from outstation._version import __version__
-from outstation.cli import agent, buffer, demo, fleet, hub, inference, model, status
+from outstation.cli.agent import agent
+from outstation.cli.buffer import app as buffer
+from outstation.cli.demo import demo
+from outstation.cli.fleet import app as fleet
+from outstation.cli.hub import hub
+from outstation.cli.inference import inference
+from outstation.cli.model import app as model
+from outstation.cli.status import status
 from outstation.errors import ConfigurationError, InvalidInputError, OutstationError
 
 FAILED, ASKED_WRONGLY = 1, 2
@@ -25,14 +32,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("demo")(demo.demo)
-app.command("agent")(agent.agent)
-app.command("inference")(inference.inference)
-app.command("hub")(hub.hub)
-app.command("status")(status.status)
-app.add_typer(model.app, name="model")
-app.add_typer(fleet.app, name="fleet")
-app.add_typer(buffer.app, name="buffer")
+app.command("demo")(demo)
+app.command("agent")(agent)
+app.command("inference")(inference)
+app.command("hub")(hub)
+app.command("status")(status)
+app.add_typer(model, name="model")
+app.add_typer(fleet, name="fleet")
+app.add_typer(buffer, name="buffer")
 
 
 @app.callback(invoke_without_command=True)
