@@ -8,11 +8,13 @@ import socket
 import stat
 import threading
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from outstation.agent import AgentClient
 from outstation.clock import Clock, SystemClock
 from outstation.errors import ConfigurationError, mapped_os_errors
+from outstation.inference.health import HealthReporter
 from outstation.inference.host import FixedModels, ModelHost, Models
 from outstation.inference.loading import load_file
 from outstation.inference.model import Model
@@ -20,7 +22,6 @@ from outstation.inference.runtime import RuntimeOptions
 from outstation.models.store import ModelStore
 from outstation.settings import InferenceSettings, Settings
 from outstation.wire.services import Server, is_loopback
-from outstation_inference.health import HealthReporter
 from outstation_inference.service import InferenceService
 
 log = logging.getLogger("outstation.inference")
@@ -29,6 +30,8 @@ log = logging.getLogger("outstation.inference")
 GRACE = 10.0
 # A process is called ready when its models are loaded; a very large one may come later.
 LOAD_TIMEOUT = 60.0
+# An agent on the same device answers in milliseconds; one that does not is told again a second later.
+REPORT_TIMEOUT = 1.0
 
 
 class InferenceProcess:
@@ -70,7 +73,9 @@ class InferenceProcess:
         host = ModelHost(store, settings.inference, clock=clock, preload=True)
         sockets = (settings.inference.listen, f"unix:{settings.inference_socket.absolute()}")
         process = cls(host, settings.inference, tuple(filter(None, sockets)))
-        reporter = HealthReporter(host, AgentClient(settings.agent_socket), clock)
+        agent = AgentClient(settings.agent_socket)
+        process._closing.callback(agent.close)
+        reporter = HealthReporter(host, partial(agent.report_health, timeout=REPORT_TIMEOUT), clock)
         process._closing.callback(reporter.close)
         if not host.wait_settled(LOAD_TIMEOUT):
             log.warning("Not every model is loaded after %g s; serving those that are.", LOAD_TIMEOUT)

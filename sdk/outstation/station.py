@@ -194,10 +194,12 @@ class StationParts:
         """The models of this very process; an in-process host where there is a store, else none."""
         if self.reconciler is None:
             return _NoModels()
-        from outstation.inference.host import ModelHost  # noqa: PLC0415  numpy and onnxruntime, an extra
+        from outstation.inference.health import HealthReporter  # noqa: PLC0415  numpy and onnxruntime, an extra
+        from outstation.inference.host import ModelHost  # noqa: PLC0415
 
         host = ModelHost(self.model_store, self.settings.inference, clock=self.clock)
         self.resources.callback(host.close)
+        self.resources.callback(HealthReporter(host, self.reconciler.report_health, self.clock).close)
         return host
 
     def _load_provider(self) -> Provider:

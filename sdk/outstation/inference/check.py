@@ -18,7 +18,6 @@ from pathlib import Path
 
 import msgspec
 
-import outstation
 from outstation.errors import CheckFailedError, InferenceError, ModelLoadError, OutstationError
 from outstation.inference.runtime import RuntimeOptions
 from outstation.models.checking import CheckResult
@@ -28,7 +27,7 @@ from outstation.models.store import InstalledModel
 # tokens and settings stay here.
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LANG", "LC_ALL", "TMPDIR", "TZ")
 # Python looks for modules in its working folder first: it must never be one that a model's files lie in.
-_PACKAGES = Path(outstation.__file__).parents[1]
+_PACKAGES = Path(__file__).parents[2]
 # Of what the child says on its way down, the end tells why.
 _LAST_WORDS_BYTES = 600
 _MAX_VERDICT_BYTES = 64 << 10

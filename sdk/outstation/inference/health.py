@@ -1,11 +1,11 @@
-"""Tells the agent how each version does on live traffic: its probation is decided by it."""
+"""Tells the reconciler how each version does on live traffic: its probation is decided by it."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
-from outstation.agent import AgentClient
 from outstation.clock import Clock, SystemClock
 from outstation.errors import OutstationError
 from outstation.inference.host import Models
@@ -13,16 +13,16 @@ from outstation.inference.host import Models
 log = logging.getLogger("outstation.inference")
 
 INTERVAL = 1.0
-# An agent on the same device answers in milliseconds; one that does not is asked again a second later.
-TIMEOUT = 1.0
+
+Report = Callable[[str, str, int, int], None]  # model, version, calls, errors since it began to answer
 
 
 class HealthReporter:
-    """One thread that reports every second. An agent that is away is asked again; nothing is kept for it."""
+    """One thread that reports every second. Counts are totals, so one report that fails costs nothing."""
 
-    def __init__(self, models: Models, agent: AgentClient, clock: Clock = SystemClock()) -> None:
+    def __init__(self, models: Models, report: Report, clock: Clock = SystemClock()) -> None:
         self._models = models
-        self._agent = agent
+        self._tell = report
         self._clock = clock
         self._closing = threading.Event()
         self._reachable = True
@@ -33,7 +33,6 @@ class HealthReporter:
         """Report once more, then end. Idempotent."""
         self._closing.set()
         self._thread.join()
-        self._agent.close()
 
     def _run(self) -> None:
         while not self._clock.wait(self._closing, INTERVAL):
@@ -43,10 +42,10 @@ class HealthReporter:
     def _report(self) -> None:
         try:
             for name, health in self._models.healths().items():
-                self._agent.report_health(name, health.version, health.calls, health.errors, TIMEOUT)
+                self._tell(name, health.version, health.calls, health.errors)
         except OutstationError as exc:
             if self._reachable:
-                log.info("The agent takes no report: %s", exc)
+                log.info("nobody takes the report of a model's health: %s", exc)
             self._reachable = False
         else:
             self._reachable = True
