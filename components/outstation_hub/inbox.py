@@ -26,7 +26,7 @@ from outstation.errors import (
     UnsupportedVersionError,
 )
 from outstation.provider import Message
-from outstation.types import STREAM_NAME, checked_name
+from outstation.types import STREAM_NAME
 from outstation.wire.block import FLAG_ENCRYPTED, HEADER_BYTES, MAGIC, BlockHeader, decode, encode
 
 INBOX = "inbox"
@@ -104,10 +104,8 @@ class Inbox:
 
     def _checked(self, station: str, message: Message) -> BlockHeader:
         """The header of a block that may be taken."""
-        try:
-            checked_name(STREAM_NAME, message.stream, "stream")
-        except InvalidInputError as exc:
-            raise RefusedError(str(exc)) from exc
+        if STREAM_NAME.fullmatch(message.stream) is None:
+            raise RefusedError(f"{message.stream[:63]!r} is no name of a stream.")
         data = message.block
         if len(data) < HEADER_BYTES or data[: len(MAGIC)] != MAGIC:
             raise RefusedError("There is no block in the message.")

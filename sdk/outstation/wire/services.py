@@ -97,6 +97,17 @@ class Keepalive:
     interval: float = 7.0
     timeout: float = 3.0
 
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """As channel arguments."""
+        return (
+            ("grpc.keepalive_time_ms", round(self.interval * 1000)),
+            ("grpc.keepalive_timeout_ms", round(self.timeout * 1000)),
+            # gRPC also pings to measure the link. While such a ping is out no keepalive is sent, and it would be
+            # waited for a minute: a link that dies just then must be noticed as soon as any other.
+            ("grpc.http2.ping_timeout_ms", round((self.interval + self.timeout) * 1000)),
+            ("grpc.http2.max_pings_without_data", 0),
+        )
+
 
 def is_loopback(address: str) -> bool:
     """Whether *address* ("host:port" or "unix:/path") can only be reached from this machine."""
@@ -243,10 +254,8 @@ class Server:
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.so_reuseport", 0),  # two servers on one port would take turns; the second must fail
-            ("grpc.keepalive_time_ms", round(keepalive.interval * 1000)),
-            ("grpc.keepalive_timeout_ms", round(keepalive.timeout * 1000)),
+            *keepalive.options(),
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", 0),
             # Clients look after their link with pings of their own; the default of 5 minutes would call that abuse.
             ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
@@ -321,9 +330,7 @@ class Client:
         options: list[tuple[str, str | int]] = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.keepalive_time_ms", round(keepalive.interval * 1000)),
-            ("grpc.keepalive_timeout_ms", round(keepalive.timeout * 1000)),
-            ("grpc.http2.max_pings_without_data", 0),
+            *keepalive.options(),
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.min_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", round(reconnect_ceiling * 1000)),
