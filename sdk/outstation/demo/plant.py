@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -53,7 +54,7 @@ class Plant:
     def start_hub(self) -> None:
         command = ["hub", "--listen", "127.0.0.1:0", "--data", "hub", "--parquet", str(self.parquet)]
         hub = self._start("hub", *command, "--repository", str(self.repository))
-        self.hub_address = hub.wait_ready().rpartition(" ")[2]
+        self.hub_address = hub.wait_ready(self.check).rpartition(" ")[2]
         self._link = FlakyLink(self.hub_address)
 
     def cut(self) -> None:
@@ -101,20 +102,19 @@ class Plant:
         self._agent = self._start("agent", "agent", "--verbose")
 
     def start_device(self) -> None:
-        """Agent, inference and reader; returns when the reader reads."""
+        """Agent and inference; returns when both are ready."""
         self._write_settings()
         self.start_agent()
         inference = self._start("inference", "inference")
-        assert self._agent is not None
-        self._agent.wait_ready()
+        self.wait_agent(self.check)
         self._client = AgentClient(self.folder / "station" / "agent.sock")
-        inference.wait_ready()
+        inference.wait_ready(self.check)
 
     def start_reader(self) -> Process:
         script = [str(assets() / "reader.py"), "--rate", str(self._rate), "--log", str(self.readings_log)]
         reader = Process("reader", [outstation_command()[0], *script], folder=self.folder, environ=self._environ)
         self._processes.append(reader)
-        reader.wait_ready(60.0)
+        reader.wait_ready(self.check, timeout=60.0)
         return reader
 
     def kill_agent(self) -> None:
@@ -123,9 +123,9 @@ class Plant:
         self._processes.remove(self._agent)
         self.kills += 1
 
-    def wait_agent(self) -> None:
+    def wait_agent(self, meanwhile: Callable[[], object]) -> None:
         assert self._agent is not None
-        self._agent.wait_ready()
+        self._agent.wait_ready(meanwhile)
 
     def status(self) -> StationStatus | None:
         """What the agent says of itself; None while nobody answers."""

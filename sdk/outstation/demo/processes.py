@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from outstation.errors import OutstationError
 
 READY_TIMEOUT = 20.0  # a slow machine imports for seconds
 STOP_TIMEOUT = 15.0
+LOOK_INTERVAL = 0.05
 
 
 class DemoError(OutstationError):
@@ -27,6 +28,7 @@ class Process:
     def __init__(self, name: str, command: Sequence[str], *, folder: Path, environ: Mapping[str, str]) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
+        self.first_line = ""
         with self.log.open("ab") as stderr:
             self._popen = subprocess.Popen(  # noqa: S603  our own commands
                 command,
@@ -43,22 +45,27 @@ class Process:
     def pid(self) -> int:
         return self._popen.pid
 
-    def wait_ready(self, timeout: float = READY_TIMEOUT) -> str:
-        """The first line that the process prints; DemoError when it ends or is silent for *timeout* seconds."""
+    def is_ready(self) -> bool:
+        """Whether it has printed its first line; DemoError when it has ended before. Returns at once."""
         assert self._popen.stdout is not None
-        deadline = time.monotonic() + timeout
-        line = b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._popen.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n") and time.monotonic() < deadline:
-                if selector.select(timeout=0.1):
-                    piece = os.read(self._popen.stdout.fileno(), 1024)
-                    if not piece:
-                        raise DemoError(f"The {self.name} ended before it was ready.", hint=self._last_words())
-                    line += piece
-        if not line.endswith(b"\n"):
-            raise DemoError(f"The {self.name} was not ready within {timeout:g} s.", hint=self._last_words())
-        return line.decode().strip()
+            while not self.first_line.endswith("\n") and selector.select(timeout=0):
+                piece = os.read(self._popen.stdout.fileno(), 1024)
+                if not piece:
+                    raise DemoError(f"The {self.name} ended before it was ready.", hint=self._last_words())
+                self.first_line += piece.decode()
+        return self.first_line.endswith("\n")
+
+    def wait_ready(self, meanwhile: Callable[[], object], timeout: float = READY_TIMEOUT) -> str:
+        """The first line that the process prints, calling *meanwhile* until then; DemoError after *timeout* seconds."""
+        deadline = time.monotonic() + timeout
+        while not self.is_ready():
+            if time.monotonic() > deadline:
+                raise DemoError(f"The {self.name} was not ready within {timeout:g} s.", hint=self._last_words())
+            meanwhile()
+            time.sleep(LOOK_INTERVAL)
+        return self.first_line.strip()
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

@@ -97,7 +97,7 @@ class _Story:
         self._figures.uplink = "agent killed"
         self._watch(away)
         plant.start_agent()
-        plant.wait_agent()
+        plant.wait_agent(self._look)
         screen.step("   The agent is back, with what it had on its disk.")
         self._watch(max(0.0, begin + seconds - time.monotonic()))
         while operator.is_alive():
