@@ -123,9 +123,7 @@ class TrustedRepository:
                 fresh = _read_scratch(folder, self._bootstrap)
                 chain = verify_chain(fresh)
             except ExpiredMetadataError as exc:
-                return self._stand(
-                    Trust.STALE, f"{fetcher.last}: {exc} (this device's clock says {self._now():%Y-%m-%d})."
-                )
+                return self._stand(Trust.STALE, f"{exc} (this device's clock says {self._now():%Y-%m-%d}).")
             except UntrustedError as exc:
                 return self._stand(Trust.REFUSED, str(exc))
         late = chain.expired(self._now())
