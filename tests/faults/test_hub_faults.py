@@ -1,0 +1,154 @@
+"""What the hub holds through: SIGKILL at any moment, links that cut, disks that fill."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from hub_parts import HubProcess, drained, hub_provider, hub_settings, rows
+from outstation.errors import LinkError, ProviderUnavailableError
+from outstation.testing import FlakyLink
+from outstation.testing.contract import Ear, message
+from outstation_hub import Hub
+from outstation_hub.sinks.parquet import ParquetSink
+from support import wait_until
+
+
+class Station:
+    """A sender that does what the uplink must: everything unacknowledged again after each loss, in order."""
+
+    def __init__(self, address: str, state_dir: Path, name: str, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.provider = hub_provider(address, state_dir, station=name, keepalive_interval=0.5, keepalive_timeout=0.5)
+        self.acknowledged = 0
+        self.stopping = threading.Event()
+        self.total = 0
+        self.thread = threading.Thread(target=self._run)
+
+    def start(self, total: int) -> None:
+        self.total = total
+        self.thread.start()
+
+    def _run(self) -> None:
+        while self.acknowledged < self.total and not self.stopping.is_set():
+            try:
+                self._once()
+            except LinkError:
+                self.stopping.wait(0.02)
+            self.provider.uplink.disconnect()
+
+    def _once(self) -> None:
+        ear = Ear()
+        self.provider.uplink.connect(ear.listener, 2)
+        sent = self.acknowledged
+        while self.acknowledged < self.total and not ear.losses and not self.stopping.is_set():
+            if sent < self.total and sent - self.acknowledged < 200:
+                # Borders differ from try to try, so blocks overlap those of before.
+                count = min(self.random.randint(1, 30), self.total - sent)
+                self.provider.uplink.send(message(sent + 1, count), 1)
+                sent += count
+            else:
+                self.stopping.wait(0.005)
+            self.acknowledged = max(self.acknowledged, ear.through("events"))
+
+    def finish(self, timeout: float) -> None:
+        self.thread.join(timeout)
+        self.stopping.set()
+        self.thread.join()
+        self.provider.close()
+        assert self.acknowledged == self.total
+
+
+def numbers(found: list[dict], station: str) -> list[int]:
+    return [row["sequence"] for row in found if row["station"] == station]
+
+
+def seeds(everyday: int, soak: int) -> list:
+    """Seeds 1 to *everyday* for each run of the tests, on to *soak* for long ones."""
+    return [pytest.param(n, marks=() if n <= everyday else pytest.mark.soak) for n in range(1, soak + 1)]
+
+
+@pytest.mark.parametrize("seed", seeds(1, 20))
+def test_a_hub_killed_again_and_again_has_each_record_once(tmp_path, seed):
+    dice = random.Random(seed)
+    hub = HubProcess(tmp_path).start()
+    total = 4000
+    with FlakyLink(hub.address) as link:
+        stations = [Station(link.address, tmp_path, f"press-{n}", seed * 10 + n) for n in range(2)]
+        for station in stations:
+            station.start(total)
+        for _ in range(2):
+            before = stations[0].acknowledged
+            wait_until(lambda before=before: stations[0].acknowledged > before or not stations[0].thread.is_alive(), 20)
+            threading.Event().wait(dice.uniform(0, 0.4))  # any moment will do, and each seed has its own
+            hub.kill()
+            hub.start()
+        for station in stations:
+            station.finish(40)
+        assert hub.stop() == 0
+    found = rows(hub.parquet)
+    for n in range(2):
+        assert numbers(found, f"press-{n}") == list(range(1, total + 1))
+
+
+@pytest.mark.parametrize("seed", seeds(2, 50))
+def test_a_link_that_fails_in_every_way_doubles_and_loses_nothing(tmp_path, seed):
+    dice = random.Random(seed)
+    total = 3000
+    with Hub(hub_settings(tmp_path)) as hub, FlakyLink(hub.address) as link:
+        station = Station(link.address, tmp_path, "press-7", seed)
+        station.start(total)
+        faults = [link.cut, link.down, link.black_hole, lambda: link.black_hole(upward=False), link.half_close]
+        faults += [lambda: link.corrupt(3), lambda: link.up(latency=0.02, bytes_per_second=200_000)]
+        for fault in dice.sample(faults, len(faults)):
+            before = station.acknowledged
+            fault()
+            threading.Event().wait(dice.uniform(0.05, 0.3))
+            link.up()
+            wait_until(lambda before=before: station.acknowledged > before or not station.thread.is_alive(), 20)
+        station.finish(30)
+        drained(hub)
+        found = rows(hub.settings.parquet_dir)
+    assert numbers(found, "press-7") == list(range(1, total + 1))
+
+
+class Interrupted(ParquetSink):
+    """Writes, and fails before it could be confirmed, as a kill between the two does."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.failures = 3
+
+    def write(self, arrivals):
+        super().write(arrivals)
+        if self.failures:
+            self.failures -= 1
+            raise ProviderUnavailableError("killed between write and acknowledgement")
+
+
+def test_a_batch_that_is_written_twice_replaces_itself(tmp_path):
+    settings = hub_settings(tmp_path)
+    with Hub(settings, sinks=[Interrupted(tmp_path / "parquet")]) as hub:
+        station = Station(hub.address, tmp_path, "press-7", 5)
+        station.start(2000)
+        station.finish(30)
+        drained(hub)
+    found = rows(tmp_path / "parquet")
+    assert numbers(found, "press-7") == list(range(1, 2001))
+
+
+def test_a_cursor_that_cannot_be_written_stops_the_sink_and_not_the_stations(tmp_path):
+    settings = hub_settings(tmp_path)
+    with Hub(settings) as hub:
+        cursor = settings.data / "sinks" / "parquet.cursor.tmp"
+        cursor.mkdir(parents=True)  # in the way of the temporary file
+        station = Station(hub.address, tmp_path, "press-7", 6)
+        station.start(1000)
+        station.finish(30)
+        wait_until(lambda: hub.drains[0].failure)
+        cursor.rmdir()
+        drained(hub)
+    assert numbers(rows(settings.parquet_dir), "press-7") == list(range(1, 1001))
