@@ -40,6 +40,10 @@ class Files:
             data += more
         return data
 
+    def allocate(self, fd: int, offset: int, size: int) -> None:
+        """Make the file reach to offset + size, with zeros that cost no writing where the file system can do that."""
+        os.posix_fallocate(fd, offset, size)
+
     def truncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
 

@@ -75,27 +75,36 @@ def checked_meta(key: MetaKey) -> Meta:
 
 def meta_keys(
     attributes: Mapping[str, str] | Sequence[Mapping[str, str]], content_type: str, count: int
-) -> list[MetaKey]:
-    """One key for all records, or one a record; each checked."""
+) -> tuple[list[MetaKey], list[int] | None]:
+    """The different keys, each checked, and which of them each record has (None: all have the only one)."""
     if isinstance(attributes, Mapping):
         key = (content_type, tuple(attributes.items()))
         checked_meta(key)
-        return [key]
+        return [key], None
     if len(attributes) != count:
         raise InvalidInputError(f"{count} payloads came with {len(attributes)} mappings of attributes.")
-    keys: list[MetaKey] = [(content_type, tuple(one.items())) for one in attributes]
-    for key in set(keys):
+    # Callers mostly repeat a few mappings, and an identity is compared faster than what it stands for.
+    identities = list(map(id, attributes))
+    places: dict[MetaKey, int] = {}
+    place_of = {}
+    for identity, one in dict(zip(identities, attributes, strict=True)).items():
+        key = (content_type, tuple(one.items()))
+        place_of[identity] = places.setdefault(key, len(places))
+    for key in places:
         checked_meta(key)
-    return keys
+    if len(places) == 1:
+        return list(places), None
+    return list(places), [place_of[identity] for identity in identities]
 
 
-def record_sizes(payloads: Sequence[bytes], keys: Sequence[MetaKey]) -> list[int]:
+def record_sizes(payloads: Sequence[bytes], keys: Sequence[MetaKey], index: Sequence[int] | None) -> list[int]:
     """What each record takes in a block; with so many attributes that they matter, each record carries its own."""
     sizes = [len(payload) + RECORD_OVERHEAD_BYTES for payload in payloads]
-    if len(keys) > 1:
-        costs = {key: sum(len(name) + len(value) for name, value in key[1]) + 4 for key in set(keys)}
-        if sum(costs.values()) > NOTABLE_META_BYTES:
-            return [size + 4 * costs[key] for size, key in zip(sizes, keys, strict=True)]  # 4: the longest of UTF-8
+    if index is not None:
+        # 4: the longest of UTF-8.
+        costs = [4 * sum(len(name) + len(value) + 6 for name, value in key[1]) for key in keys]
+        if sum(costs) > NOTABLE_META_BYTES:
+            return [size + costs[place] for size, place in zip(sizes, index, strict=True)]
     return sizes
 
 
@@ -104,8 +113,6 @@ def pieces_of(sizes: list[int], block_bytes: int, keys: int) -> list[tuple[int, 
     # Each record may bring its own attributes, and a block counts them in 16 bits.
     most = len(sizes) if keys == 1 else MAX_METAS // 2
     ends = list(accumulate(sizes))
-    if ends[-1] <= block_bytes and len(sizes) <= most:
-        return [(0, len(sizes))]
     pieces, start, taken = [], 0, 0
     while start < len(sizes):
         end = min(max(bisect_right(ends, taken + block_bytes), start + 1), start + most, len(sizes))

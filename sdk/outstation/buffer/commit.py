@@ -1,4 +1,4 @@
-"""One commit of one stream, from what waits in memory to what is on the disk. Runs on the commit thread alone."""
+"""One commit of one stream, from what waits in memory to what is on the disk. One thread at a time."""
 
 from __future__ import annotations
 
@@ -45,12 +45,16 @@ class Committer:
         self._work: Work | None = None
         self._blocks: list[tuple[BlockHeader, bytes]] = []
         self._doomed: list[Path] = []  # to be removed once the balance that explains it is on the disk
+        # One segment less than the bound: what is let go is removed only after the commit that explains it.
+        limit = policy.segment_limit(settings.segment_bytes, stream.settings)
+        self._bound_bytes = stream.settings.max_bytes - limit
         self._checkpointed: tuple[object, ...] | None = None
 
     def write(self) -> bool:
         """Write what waits; True when :meth:`sync` must follow. What the disk refuses ends in the receipts."""
         stream = self.stream
-        self._mend()
+        if stream.suspects:
+            self._mend()
         self._retire()
         self._work = work = stream.take()
         self._blocks = [self._encode(batch) for batch in work.batches]
@@ -88,6 +92,7 @@ class Committer:
 
     def close(self) -> None:
         """Write the state, so that the next opening reads nothing else. Never raises."""
+        self._log.trim()
         if self._checkpointed != self._now():
             self._checkpoint()
 
@@ -161,17 +166,16 @@ class Committer:
 
     def _retire(self) -> None:
         stream = self.stream
-        self._let_go(policy.acknowledged(stream.segments, stream.balance.cursor), None)
+        if stream.segments and stream.segments[0].last_sequence <= stream.balance.cursor:
+            self._let_go(policy.acknowledged(stream.segments, stream.balance.cursor), None)
         if stream.settings.max_age is not None:
             before = self._clock.time_unix_nano() - round(stream.settings.max_age * 1e9)
             self._let_go(policy.expired(stream.segments, before), DropReason.EXPIRED)
 
     def _make_room(self, incoming_bytes: int) -> None:
-        stream = self.stream
-        if policy.drops(stream.settings):
-            bound = stream.settings.max_bytes - policy.segment_limit(self._settings.segment_bytes, stream.settings)
-            surplus = stream.stored_bytes + incoming_bytes - bound
-            self._let_go(policy.oldest_over(stream.segments, surplus), DropReason.EVICTED)
+        surplus = self.stream.stored_bytes + incoming_bytes - self._bound_bytes
+        if surplus > 0 and policy.drops(self.stream.settings):
+            self._let_go(policy.oldest_over(self.stream.segments, surplus), DropReason.EVICTED)
 
     def _let_go(self, segments: list[Segment], reason: DropReason | None) -> None:
         if segments:

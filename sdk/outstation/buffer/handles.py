@@ -14,7 +14,7 @@ LIMIT = 64
 
 
 class Handles:
-    """Least recently used first to be closed. Used by the commit thread alone.
+    """Least recently used first to be closed. Used by one thread at a time.
 
     A descriptor that has been written to must be synced before :data:`LIMIT` others are asked for: closing it first
     could lose the kernel's report of a failed write.

@@ -1,4 +1,4 @@
-"""The files of one stream, as their owner writes them. Everything here runs on the commit thread.
+"""The files of one stream, as their owner writes them. One thread at a time.
 
 One commit is: write the balance (if it changed) and the blocks at the end of the newest segment, fdatasync, publish.
 Files that a commit makes needless are removed after it, when the balance that explains their absence is on the disk.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from outstation.buffer.segment import Segment, file_name
 from outstation.durable import Files, write_atomically
 from outstation.errors import StorageError
 from outstation.wire.block import BlockHeader
+
+# A commit of this size or less reserves room for those after it. Larger ones fill whole pages each time, and gain
+# nothing from it.
+SMALL_COMMIT_BYTES = 8 << 10
+RESERVE_BYTES = 64 << 10
 
 # From a plain block and the serial of its segment to the bytes that are stored.
 Protector = Callable[[BlockHeader, bytes, int], bytes]
@@ -36,6 +42,7 @@ class Log:
         self._segment_limit = segment_limit
         self._newest_serial = newest_serial
         self.active: Segment | None = None  # as committed
+        self._reserved = 0  # the active file's length on the disk, if it is longer than its frames
         self._created = False  # the active segment's name is not durable yet
         self._written: Segment | None = None  # the active segment as it will be once synced
 
@@ -53,7 +60,7 @@ class Log:
             self._begin(balance)
         before = self.active
         assert before is not None
-        after = replace(before)
+        after = before.copy()
         parts = []
         if dirty or before.length == 0:
             parts.append(balance._replace(serial=before.serial).pack())
@@ -65,7 +72,11 @@ class Log:
         if after.length >= self._segment_limit:
             data += after.seal(balance.epoch).pack()
             after.sealed = after.closed = True
-        self._files.write(self._handles.get(before.path), data, before.length)
+        fd = self._handles.get(before.path)
+        self._reserve(fd, before.length, len(data))
+        self._files.write(fd, data, before.length)
+        if after.sealed:
+            self._trim(fd, before.length + len(data))
         self._written = after
 
     def sync(self) -> Segment:
@@ -91,6 +102,7 @@ class Log:
             self._files.truncate(self._handles.get(segment.path), segment.length)
         except OSError:
             return False
+        self._reserved = 0
         return True
 
     def abandon(self) -> Segment | None:
@@ -115,7 +127,9 @@ class Log:
         if segment is None or self._written is not None:
             return None
         fd = self._handles.get(segment.path)
-        self._files.write(fd, segment.seal(epoch).pack(), segment.length)
+        seal = segment.seal(epoch).pack()
+        self._files.write(fd, seal, segment.length)
+        self._trim(fd, segment.length + len(seal))
         self._files.sync_data(fd)
         self.active = None
         self._handles.drop(segment.path)
@@ -136,6 +150,29 @@ class Log:
             except OSError:
                 continue
 
+    def trim(self) -> None:
+        """Give back what was reserved beyond the end. Never raises."""
+        if self.active is not None and self._reserved > self.active.length:
+            with suppress(OSError):  # opening cuts it too
+                self._trim(self._handles.get(self.active.path), self.active.length)
+
+    def _reserve(self, fd: int, offset: int, size: int) -> None:
+        """Before a small write at the end of the file, make the file longer than it needs.
+
+        The next small commits then change no length, and their fdatasync writes their page instead of their page
+        and the file system's journal: half of the bytes on the flash, and half of the time.
+        """
+        if offset + size <= self._reserved or size > SMALL_COMMIT_BYTES:
+            return
+        with suppress(OSError):  # a file system that cannot, or a full disk, which the write itself will report
+            self._files.allocate(fd, offset, RESERVE_BYTES)
+            self._reserved = offset + RESERVE_BYTES
+
+    def _trim(self, fd: int, length: int) -> None:
+        if self._reserved > length:
+            self._files.truncate(fd, length)
+        self._reserved = 0
+
     def _begin(self, balance: Balance) -> None:
         serial = self._newest_serial = self._newest_serial + 1
         path = self.folder / file_name(serial)
@@ -147,6 +184,7 @@ class Log:
             self._handles.create(path)
         last = balance.last_sequence
         self.active = Segment(path, serial, last + 1, last)
+        self._reserved = 0
         self._created = True
 
 

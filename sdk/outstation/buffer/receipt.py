@@ -20,8 +20,8 @@ class Owner(Protocol):
 
     clock: Clock
 
-    def hurry(self) -> None:
-        """Ask for a commit now."""
+    def hurry(self, *, help_out: bool) -> None:
+        """Ask for a commit now. *help_out*: the caller will wait for it, and may as well do it."""
         ...
 
 
@@ -64,6 +64,8 @@ class Batch:
     def columns(self) -> Columns:
         """The columns of the block, without the metas that no record has."""
         metas, index = self.metas, self.index
+        if len(metas) == 1:
+            return self._columns(None, metas)
         used = set(index)
         if len(used) == 1:
             return self._columns(None, [metas[index[0]]])
@@ -82,18 +84,17 @@ class Batch:
             if not self.event.is_set():
                 self._callbacks.append(callback)
                 return
-        callback()
+        call(callback)
 
-    def settle(self, error: StorageError | None) -> None:
-        """On the commit thread, once: the block is on the disk, or will never be."""
+    def settle(self, error: StorageError | None) -> list[Callable[[], None]]:
+        """The block is on the disk, or will never be. Once; returns the callbacks that are now to be called."""
         with self._settling:
             self.error = error
             self.event.set()
             callbacks, self._callbacks = self._callbacks, []
         # The payloads are on the disk (or refused): a receipt that is kept must not keep them in memory.
         self.payloads, self.times, self.index = [], [], []
-        for callback in callbacks:
-            _call(callback)
+        return callbacks
 
 
 class Receipt:
@@ -125,7 +126,7 @@ class Receipt:
         """
         batch = self._batch
         if not batch.event.is_set():
-            batch.owner.hurry()
+            batch.owner.hurry(help_out=timeout is None)
             if timeout is None:
                 batch.event.wait()
             elif not batch.owner.clock.wait(batch.event, timeout):
@@ -145,8 +146,9 @@ class Receipt:
         return f"<Receipt for records {self.first_sequence} to {self.last_sequence}, {state}>"
 
 
-def _call(callback: Callable[[], None]) -> None:
+def call(callback: Callable[[], None]) -> None:
+    """Call what a user gave; it must not raise, and if it does the log says so and the buffer goes on."""
     try:
         callback()
     except Exception:
-        log.exception("A callback of a receipt failed; the record is not concerned.")
+        log.exception("A callback failed; the records are not concerned.")

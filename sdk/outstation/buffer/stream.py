@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,8 @@ UNCOMMITTED_BLOCKS = 16
 STALL_TIMEOUT = 60.0
 # After the disk refused, appends fail at once for this many seconds; the next one is the try whether it is back.
 RETRY_INTERVAL = 0.5
+# So few different attributes in one call that their size needs no thought.
+FEW_METAS = 64
 # Readers that go on where they stopped; more than this many at once only cost themselves a search.
 REMEMBERED_PLACES = 16
 
@@ -60,6 +62,14 @@ class Host(Protocol):
 
     def note(self, stream: Stream, delay: float) -> None:
         """Something waits to be committed within *delay* seconds. Called with the stream's lock held."""
+        ...
+
+    def help_out(self, stream: Stream) -> bool:
+        """Commit *stream* on this thread, if nobody else is committing now. False if somebody is."""
+        ...
+
+    def defer(self, callbacks: list[Callable[[], None]]) -> None:
+        """Have *callbacks* called on the commit thread."""
         ...
 
     def delay_of(self, durability: Durability) -> float:
@@ -199,23 +209,26 @@ class Stream:
         payloads = [payload if type(payload) is bytes else as_bytes(payload) for payload in payloads]
         count = len(payloads)
         times = checked_times(times_unix_nano, count, self._now)
-        keys = meta_keys(attributes, content_type, count)
-        sizes = record_sizes(payloads, keys)
-        total = sum(sizes)
-        if mark is None:
-            pieces = pieces_of(sizes, self._host.block_bytes, len(keys))
-        else:
+        keys, index = meta_keys(attributes, content_type, count)
+        total = sum(map(len, payloads)) + RECORD_OVERHEAD_BYTES * count
+        pieces = [(0, count, total)]
+        if mark is not None:
             check_mark(mark)
-            pieces = [(0, count)]
-            if total > MAX_RECORD_BYTES or count > MAX_RECORDS or len(keys) > MAX_METAS // 2:
-                raise RecordTooLargeError(f"{count} records of {total} bytes do not fit one block, as a mark requires.")
-        if max(sizes) > MAX_RECORD_BYTES:
-            raise RecordTooLargeError(f"A record of {max(sizes)} bytes; the bound is {MAX_RECORD_BYTES}.")
+        if len(keys) > FEW_METAS or total > self._host.block_bytes:
+            sizes = record_sizes(payloads, keys, index)
+            pieces = self._pieces(sizes, len(keys), whole=mark is not None)
         with self._lock:
             self._await_room(total, count)
             first = self._next
-            for start, end in pieces:
-                self._fill(payloads[start:end], times[start:end], keys, start, sum(sizes[start:end]))
+            for start, end, size in pieces:
+                whole = end - start == count
+                self._fill(
+                    payloads if whole else payloads[start:end],
+                    times if whole else times[start:end],
+                    keys,
+                    index if whole or index is None else index[start:end],
+                    size,
+                )
             batch = self._filling
             assert batch is not None
             if mark is not None:
@@ -225,8 +238,22 @@ class Stream:
             receipt.wait()
         return receipt
 
+    def _pieces(self, sizes: list[int], keys: int, *, whole: bool) -> list[tuple[int, int, int]]:
+        """How to cut records of *sizes* into blocks: (start, end, bytes), one piece if it must be *whole*."""
+        if max(sizes) > MAX_RECORD_BYTES:
+            raise RecordTooLargeError(f"A record of {max(sizes)} bytes; the bound is {MAX_RECORD_BYTES}.")
+        if not whole:
+            pieces = pieces_of(sizes, self._host.block_bytes, keys)
+            return [(start, end, sum(sizes[start:end])) for start, end in pieces]
+        total = sum(sizes)
+        if total > MAX_RECORD_BYTES or len(sizes) > MAX_RECORDS or keys > MAX_METAS // 2:
+            raise RecordTooLargeError(
+                f"{len(sizes)} records of {total} bytes do not fit one block, as a mark requires."
+            )
+        return [(0, len(sizes), total)]
+
     def _fill(
-        self, payloads: list[bytes], times: Sequence[int], keys: Sequence[MetaKey], start: int, size: int
+        self, payloads: list[bytes], times: Sequence[int], keys: list[MetaKey], index: list[int] | None, size: int
     ) -> None:
         total = self._filling_bytes + size
         crowded = self._filling is not None and len(self._filling.metas) + min(len(keys), len(payloads)) > MAX_METAS
@@ -235,16 +262,17 @@ class Stream:
         self._filling_bytes = total
         batch = self._filling
         assert batch is not None
-        if len(keys) == 1:
-            meta = batch.keys.get(keys[0])
-            meta = self._intern(batch, keys[0]) if meta is None else meta
-            batch.index.extend([meta] * len(payloads))
+        used = range(len(keys)) if index is None or len(keys) <= FEW_METAS else sorted(set(index))
+        places = {}
+        for place in used:
+            found = batch.keys.get(keys[place])
+            places[place] = self._intern(batch, keys[place]) if found is None else found
+        if index is None:
+            batch.index += [places[0]] * len(payloads)
         else:
-            for key in keys[start : start + len(payloads)]:
-                found = batch.keys.get(key)
-                batch.index.append(self._intern(batch, key) if found is None else found)
-        batch.payloads.extend(payloads)
-        batch.times.extend(times)
+            batch.index += [places[place] for place in index]
+        batch.payloads += payloads
+        batch.times += times
         self._next += len(payloads)
 
     def _admit(self, size: int, count: int) -> int:
@@ -319,8 +347,10 @@ class Stream:
         self.balance = self.balance._replace(rejected=self.balance.rejected + count)
         self.balance_dirty = True
 
-    def hurry(self) -> None:
-        """Ask for a commit now; returns at once."""
+    def hurry(self, *, help_out: bool = False) -> None:
+        """Ask for a commit now; returns at once, or, to *help_out*, when one was made by this thread."""
+        if help_out and self._host.help_out(self):
+            return
         with self._lock:
             self._host.note(self, 0.0)
 
@@ -378,8 +408,7 @@ class Stream:
                     self.committed_marks[producer] = max(number, self.committed_marks.get(producer, 0))
             self._taken_bytes, self._failure = 0, None
             self._settled.notify_all()
-        for batch in work.batches:
-            batch.settle(None)
+        self._settle(work.batches, None)
 
     def fail(self, work: Work, error: StorageError) -> None:
         """The disk refused *work*: it and all that was appended since is refused, and counted as rejected."""
@@ -393,8 +422,7 @@ class Stream:
             self._marks = dict(self.committed_marks)
             self._failure, self._retry_at = error, self.clock.monotonic() + RETRY_INTERVAL
             self._settled.notify_all()
-        for batch in refused:
-            batch.settle(error)
+        self._settle(refused, error)
         for ticket in tickets:
             ticket.settle(error)
 
@@ -439,6 +467,12 @@ class Stream:
     def stored_bytes(self) -> int:
         """What its segments take on the disk."""
         return self._stored_bytes
+
+    def _settle(self, batches: list[Batch], error: StorageError | None) -> None:
+        for batch in batches:
+            callbacks = batch.settle(error)
+            if callbacks:
+                self._host.defer(callbacks)
 
     def _replace_segment(self, segment: Segment) -> None:
         if self.segments and self.segments[-1].serial < segment.serial:

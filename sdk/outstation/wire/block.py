@@ -22,6 +22,7 @@ from __future__ import annotations
 import operator
 import struct
 import sys
+import threading
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,9 @@ HEADER_BYTES = _HEADER.size
 MAX_BODY_BYTES = 64 << 20
 MAX_RECORDS = 1 << 20  # in one block: bounds what a header of 76 bytes can make a reader allocate
 MAX_METAS = 0xFFFF
-_SAMPLE_BYTES = 8 << 10  # costs 20 us and tells JPEG from text
+_SAMPLE_BYTES = 4 << 10  # costs 10 us and tells JPEG from text
+_SMALLEST_COMPRESSED = 256  # below, zstd's own header takes most of what it saves
+_of_thread = threading.local()
 _LITTLE = sys.byteorder == "little"
 
 Meta = tuple[str, tuple[tuple[str, str], ...]]  # content type, attributes in sorted order
@@ -220,15 +223,26 @@ def decode_marks(header: BlockHeader, body: bytes | memoryview) -> dict[str, int
 
 
 def _compress(raw: bytes, level: int) -> tuple[bytes, int]:
-    if level == 0 or not _worth_compressing(raw):
+    if level == 0 or len(raw) < _SMALLEST_COMPRESSED or not _worth_compressing(raw):
         return raw, CODEC_RAW
-    packed = zstd.compress(raw, level)
+    packed = _compressor(level).compress(raw, zstd.ZstdCompressor.FLUSH_FRAME)
     return (packed, CODEC_ZSTD) if len(packed) < len(raw) else (raw, CODEC_RAW)
+
+
+def _compressor(level: int) -> zstd.ZstdCompressor:
+    """The compressor of this thread: making one costs more than compressing a small block."""
+    made: dict[int, zstd.ZstdCompressor] | None = getattr(_of_thread, "compressors", None)
+    if made is None:
+        made = _of_thread.compressors = {}
+    found = made.get(level)
+    if found is None:
+        found = made[level] = zstd.ZstdCompressor(level)
+    return found
 
 
 def _worth_compressing(raw: bytes) -> bool:
     """Whether a sample from the middle shrinks: pictures and archives are not compressed a second time in vain."""
-    if len(raw) < 4 * _SAMPLE_BYTES:
+    if len(raw) < 8 * _SAMPLE_BYTES:
         return True
     middle = len(raw) // 2
     return len(zstd.compress(raw[middle : middle + _SAMPLE_BYTES], 1)) < _SAMPLE_BYTES * 0.97
