@@ -22,6 +22,7 @@ from outstation_hub.fleet import FleetService, Wishes
 from outstation_hub.inbox import INBOX, Inbox
 from outstation_hub.push import PushService
 from outstation_hub.repository import Repository
+from outstation_hub.room import DiskRoom
 from outstation_hub.settings import HubSettings
 from outstation_hub.sinks import Sink
 from outstation_hub.stations import Stations
@@ -52,7 +53,8 @@ class Hub:
         repository = Repository(Path(settings.repository)) if settings.repository else None
         self._buffer = Buffer.open(settings.data / INBOX, _buffer_settings(settings), clock=clock)
         try:
-            self.inbox = Inbox(self._buffer, clock, max_block_bytes=settings.max_message_bytes)
+            room = DiskRoom(settings.data, settings.min_free_disk_bytes, clock)
+            self.inbox = Inbox(self._buffer, clock, max_block_bytes=settings.max_message_bytes, has_room=room)
             self.stations = Stations(settings.data / "fleet" / "stations.json", clock)
             self.wishes = Wishes(settings.data / "fleet" / "desired.json")
             access = Access(settings.operators)
@@ -148,7 +150,8 @@ def _buffer_settings(settings: HubSettings) -> BufferSettings:
         max_bytes=settings.inbox_bytes + (1 << 30),
         group_interval=settings.group_interval,
         block_bytes=1 << 20,
-        segment_bytes=64 << 20,
+        # Only whole segments are freed, so there must be many of them; and a file each few seconds, not each moment.
+        segment_bytes=max(1 << 20, min(64 << 20, settings.inbox_bytes // 64)),
         zstd_level=1,
         defaults=inbox,
     )

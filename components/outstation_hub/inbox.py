@@ -55,11 +55,20 @@ class Counts:
 class Inbox:
     """Takes blocks. Thread-safe."""
 
-    def __init__(self, buffer: Buffer, clock: Clock, *, max_block_bytes: int) -> None:
+    def __init__(
+        self,
+        buffer: Buffer,
+        clock: Clock,
+        *,
+        max_block_bytes: int,
+        has_room: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """*has_room*: whether the disk may take more; asked before each block, so it must be cheap."""
         self.stream = buffer.stream(INBOX)
         self.counts = Counts()
         self._clock = clock
         self._max_block_bytes = max_block_bytes
+        self._has_room = has_room
         self._lock = threading.Lock()  # the mark is read and the block appended as one step
         # The last receipt of each key; one that is done says nothing that the mark does not, and is swept away.
         self._receipts: dict[str, Receipt] = {}
@@ -139,6 +148,8 @@ class Inbox:
 
     def _append(self, station: str, message: Message, header: BlockHeader, key: str) -> Receipt | None:
         """Append what is new of *message*. The receipt to wait for; None when all of it is on the disk already."""
+        if not self._has_room():
+            raise BufferFullError("The disk is as full as it may be.")
         earlier = self._receipts.get(key)
         if earlier is not None and earlier.error is not None:
             # What came before this block on this connection was not stored. Taking this one would raise the mark

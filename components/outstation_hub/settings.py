@@ -24,6 +24,7 @@ class HubSettings(Table, frozen=True):
     max_stations: Size = 1000  # connected at once; each holds two threads and a watch of the desired state a third
     max_message_bytes: Size = 16 << 20  # of one block; a station re-slices to what its own options say
     inbox_bytes: Size = 8 << 30  # on the disk before the sinks have it; then stations are read no further
+    min_free_disk_bytes: Size = 64 << 20  # kept free, or a sink could not even write how far it is
     group_interval: Seconds = 0.02  # seconds a block may wait for its fdatasync; an acknowledgement waits as long
     drain_interval: Seconds = 1.0  # seconds between writes of a sink, so that its files are not tiny
     batch_bytes: Size = 32 << 20  # of records, decompressed: what a sink is given at once

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 
 from hub_parts import HubProcess, drained, hub_provider, hub_settings, rows
 from outstation.errors import LinkError, ProviderUnavailableError
+from outstation.provider import Message
 from outstation.testing import FlakyLink
 from outstation.testing.contract import Ear, message
+from outstation.wire import Columns, encode
 from outstation_hub import Hub
 from outstation_hub.sinks.parquet import ParquetSink
 from support import wait_until
@@ -26,6 +30,7 @@ class Station:
         self.acknowledged = 0
         self.stopping = threading.Event()
         self.total = 0
+        self.make = message
         self.thread = threading.Thread(target=self._run)
 
     def start(self, total: int) -> None:
@@ -48,7 +53,7 @@ class Station:
             if sent < self.total and sent - self.acknowledged < 200:
                 # Borders differ from try to try, so blocks overlap those of before.
                 count = min(self.random.randint(1, 30), self.total - sent)
-                self.provider.uplink.send(message(sent + 1, count), 1)
+                self.provider.uplink.send(self.make(sent + 1, count), 1)
                 sent += count
             else:
                 self.stopping.wait(0.005)
@@ -152,3 +157,56 @@ def test_a_cursor_that_cannot_be_written_stops_the_sink_and_not_the_stations(tmp
         cursor.rmdir()
         drained(hub)
     assert numbers(rows(settings.parquet_dir), "press-7") == list(range(1, 1001))
+
+
+class Gate:
+    """A sink that takes nothing until it is opened."""
+
+    name = "gate"
+
+    def __init__(self) -> None:
+        self.open = False
+        self.rows: list[int] = []
+
+    def write(self, arrivals):
+        if not self.open:
+            raise ProviderUnavailableError("The sink is away.")
+        self.rows += [number for arrival in arrivals for number in arrival.columns.sequences]
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    if mount.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def large(first: int, count: int) -> Message:
+    """Records of 10 kB that nothing can compress."""
+    numbers = range(first, first + count)
+    columns = Columns(numbers, list(numbers), [random.Random(number).randbytes(10_000) for number in numbers])
+    return Message("events", 7, first, first + count - 1, encode(columns, epoch=7))
+
+
+def test_a_hub_whose_disk_is_full_delays_and_goes_on_when_there_is_room(tmp_path, small_disk):
+    gate = Gate()
+    with Hub(hub_settings(small_disk, inbox_bytes=64 << 20, min_free_disk_bytes=2 << 20), sinks=[gate]) as hub:
+        station = Station(hub.address, tmp_path, "press-7", 8)
+        station.make = large
+        station.start(900)  # about 9 MB on the disk
+        wait_until(lambda: shutil.disk_usage(small_disk).free < 2 << 20, 20)
+        assert station.acknowledged < 900
+        gate.open = True
+        station.finish(40)
+        drained(hub)
+    assert gate.rows == list(range(1, 901))
