@@ -243,7 +243,12 @@ class _Examination:
 def _settle(found: Found, balance: Balance, access: Access) -> None:
     """Bring segments and account together: whatever the account misses is corrupt, never silently gone."""
     kept = []
+    reached = 0
     for place, segment in enumerate(found.segments):
+        if segment.count == 0:  # it stands between its neighbours, whatever little it says of itself
+            segment.last_sequence = max(reached, segment.last_sequence)
+            segment.first_sequence = segment.last_sequence + 1
+        reached = max(reached, segment.last_sequence)
         idle = segment.last_sequence <= balance.retired or segment.count == 0
         if idle and segment.serial not in found.suspects and place < len(found.segments) - 1:
             found.leftovers.append(segment.path)
