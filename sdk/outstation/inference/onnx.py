@@ -12,17 +12,14 @@ from outstation.errors import (
     DeadlineError,
     InferenceError,
     InvalidInputError,
-    MissingExtraError,
     ModelLoadError,
 )
 from outstation.inference.runtime import Placement, RuntimeOptions, Stop
 from outstation.models.manifest import ANY, TensorSpec
+from outstation.ort import load_onnxruntime
 
-try:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
-except ImportError as exc:
-    raise MissingExtraError("onnx", "Running an ONNX model") from exc
+onnxruntime = load_onnxruntime("Running an ONNX model")
+ort_errors = onnxruntime.capi.onnxruntime_pybind11_state
 
 # What is tried when the settings name nothing, best first. Azure's "provider" is a remote call: never by itself.
 PREFERENCE = ("tensorrt", "cuda", "openvino", "qnn", "cpu")

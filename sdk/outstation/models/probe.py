@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from outstation.errors import InferenceError, InvalidInputError, MissingExtraError, ModelLoadError
+from outstation.errors import InferenceError, InvalidInputError, ModelLoadError
 from outstation.models.manifest import ANY, Golden, TensorSpec
+from outstation.ort import load_onnxruntime
 
-try:
-    import numpy as np
-    import onnxruntime
-except ImportError as exc:
-    raise MissingExtraError("onnx", "Reading a model file") from exc
+onnxruntime = load_onnxruntime("Reading a model file")
+import numpy as np  # noqa: E402  of the same extra
 
 _DATATYPES = {
     "bool": "BOOL",
