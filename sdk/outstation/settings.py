@@ -9,6 +9,7 @@ An unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import socket
 import sys
@@ -31,6 +32,7 @@ PATH_VARIABLE = "OUTSTATION_SETTINGS"
 SEARCH_PATH = (Path("outstation.toml"), Path("/etc/outstation/outstation.toml"))
 # A settings file is written by hand; one larger than this is some other file.
 MAX_FILE_BYTES = 1 << 20
+MAX_SOCKET_PATH_BYTES = 107  # Linux: sun_path has 108, the last of them zero
 
 T = TypeVar("T")
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -100,16 +102,25 @@ class ModelsSettings(Table, frozen=True):
     max_bytes: Size = 4 << 30  # bound of one model file
 
 
+class BatchingSettings(Table, frozen=True):
+    """``[inference.batching.NAME]``: calls of a model whose first axis counts independent rows, computed together."""
+
+    max_calls: Size = 16
+    delay: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # seconds to wait for more; 0 = only those that wait already
+
+
 class InferenceSettings(Table, frozen=True):
     """``[inference]``: the inference component."""
 
-    listen: str = "127.0.0.1:8001"  # host:port of gRPC; "" = no TCP
+    listen: str = "127.0.0.1:8001"  # host:port of gRPC and REST, both on the one port; "" = no TCP
     socket: str = ""  # unix socket; "" = DATA_DIR/inference.sock
     threads: Annotated[int, msgspec.Meta(ge=0)] = 1  # of one model's computation; 0 = the runtime's choice
     accelerators: tuple[str, ...] = ()  # tried in this order, the processor last; () = whatever the machine has
     workers: Size = 4  # calls that are computed at once
     queue: Annotated[int, msgspec.Meta(ge=0)] = 64  # calls that wait for a worker; more are refused
     max_message_bytes: Size = 64 << 20
+    max_connections: Size = 1000  # the one idle for longest makes room for a new one
+    batching: dict[str, BatchingSettings] = {}  # by model
 
 
 class Settings(Table, frozen=True):
@@ -134,11 +145,11 @@ class Settings(Table, frozen=True):
 
     @property
     def agent_socket(self) -> Path:
-        return Path(self.station.socket) if self.station.socket else self.data_dir / "agent.sock"
+        return _socket_path(self.station.socket, self.data_dir / "agent.sock", "station.socket")
 
     @property
     def inference_socket(self) -> Path:
-        return Path(self.inference.socket) if self.inference.socket else self.data_dir / "inference.sock"
+        return _socket_path(self.inference.socket, self.data_dir / "inference.sock", "inference.socket")
 
     @property
     def provider_options(self) -> Mapping[str, Any]:
@@ -182,6 +193,16 @@ def decoded(table: Mapping[str, Any], shape: type[T], *, where: str) -> T:
         return msgspec.convert(table, shape, strict=False)
     except msgspec.ValidationError as exc:
         raise SettingsError(f"Wrong value in {where}: {_in_words(str(exc))}.") from exc
+
+
+def _socket_path(chosen: str, default: Path, key: str) -> Path:
+    path = Path(chosen) if chosen else default
+    if len(os.fsencode(path.absolute())) > MAX_SOCKET_PATH_BYTES:
+        raise SettingsError(
+            f"The path of a unix socket has at most {MAX_SOCKET_PATH_BYTES} bytes; {path.absolute()} has more.",
+            hint=f"Set {key} to a shorter one, such as /run/outstation/{default.name}.",
+        )
+    return path
 
 
 def _find(path: Path | str | None, environ: Mapping[str, str]) -> Path | None:

@@ -89,3 +89,10 @@ def test_a_station_name_outside_its_alphabet_is_refused(tmp_path: Path) -> None:
 def test_the_tables_of_providers_stay_as_they_came(tmp_path: Path) -> None:
     got = load(tmp_path, "provider = 'hub'\n[options.hub]\naddress = 'x:1'\n[options.mqtt]\nhost = 'y'\n")
     assert got.provider_options == {"address": "x:1"}
+
+
+def test_a_data_folder_too_deep_for_a_socket_names_the_key_to_set(tmp_path: Path) -> None:
+    got = load(tmp_path, f"[station]\ndata_dir = '/{'d' * 100}'\n")
+    with pytest.raises(SettingsError, match="at most 107 bytes") as caught:
+        _ = got.agent_socket
+    assert "station.socket" in caught.value.hint

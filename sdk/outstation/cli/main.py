@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from outstation._version import __version__
@@ -54,19 +53,12 @@ def _root(
 
 def main() -> None:
     """The console script ``outstation``."""
-    debug = "--debug" in sys.argv[1:]
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as exc:
-        exc.show()
-        sys.exit(ASKED_WRONGLY)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)  # the shell's code for "ended by Ctrl-C"
+        app()  # ends by SystemExit: 0, 2 for a wrong option, or the code that a command chose
     except OutstationError as exc:
-        if debug:
+        if "--debug" in sys.argv[1:]:
             raise
         print(f"error: {exc}", file=sys.stderr)
         if exc.hint:
             print(f"hint: {exc.hint}", file=sys.stderr)
         sys.exit(ASKED_WRONGLY if isinstance(exc, ConfigurationError | InvalidInputError) else FAILED)
-    sys.exit(code if isinstance(code, int) else 0)
