@@ -21,7 +21,12 @@ from outstation.inference.model import Model
 from outstation.inference.runtime import RuntimeOptions
 from outstation.models.store import ModelStore
 from outstation.settings import InferenceSettings, Settings
-from outstation.wire.services import Server, is_loopback
+from outstation.wire.services import is_loopback
+from outstation_inference.front import Connection, Front, Speaker, Speakers
+from outstation_inference.grpc_speaker import GrpcSpeaker, questions
+from outstation_inference.http2 import PREFACE
+from outstation_inference.rest_speaker import RestSpeaker
+from outstation_inference.scheduler import Scheduler
 from outstation_inference.service import InferenceService
 
 log = logging.getLogger("outstation.inference")
@@ -30,6 +35,8 @@ log = logging.getLogger("outstation.inference")
 GRACE = 10.0
 # A process is called ready when its models are loaded; a very large one may come later.
 LOAD_TIMEOUT = 60.0
+# Calls at once on one connection; a client that opens more is told to wait.
+MAX_STREAMS = 256
 # An agent on the same device answers in milliseconds; one that does not is told again a second later.
 REPORT_TIMEOUT = 1.0
 
@@ -42,28 +49,24 @@ class InferenceProcess:
 
         ConfigurationError when there is no socket or one is taken.
         """
-        self._models = models
         self._stop = threading.Event()
         self._closing = ExitStack()
         with ExitStack() as made:
             made.callback(models.close)
-            service = InferenceService(models)
-            made.callback(service.close)
-            server = Server(
-                [service.handler],
-                workers=settings.workers,
-                queue=settings.queue,
-                max_message_bytes=settings.max_message_bytes,
-                name="inference",
-            )
-            made.callback(server.close, GRACE)
-            self.addresses = tuple(_listen(server, address, made) for address in sockets)
-            if not self.addresses:
+            if not sockets:
                 raise ConfigurationError("The inference server has no address.", hint="Set `listen` or `socket`.")
-            server.start()
-            for address in self.addresses:
-                if address.startswith("unix:"):
-                    _keep_to_group(Path(address.removeprefix("unix:")))
+            service = InferenceService(models)
+            scheduler = Scheduler(service, settings)
+            made.callback(scheduler.close)
+            front = Front(
+                _speakers(service, settings),
+                scheduler.submit,
+                max_connections=settings.max_connections,
+                max_message_bytes=settings.max_message_bytes,
+            )
+            made.callback(front.close, GRACE, lambda: scheduler.idle)
+            self.addresses = tuple(_listen(front, address, made) for address in sockets)
+            front.start()
             self._closing = made.pop_all()
 
     @classmethod
@@ -103,11 +106,24 @@ class InferenceProcess:
         self._closing.close()
 
 
-def _listen(server: Server, address: str, made: ExitStack) -> str:
+def _speakers(service: InferenceService, settings: InferenceSettings) -> Speakers:
+    """What a new connection is spoken to in: HTTP/2 begins with "PRI", and no method of HTTP/1.1 does."""
+    asked = questions(service)
+    limit = settings.max_message_bytes
+
+    def speaker(connection: Connection, first: bytes) -> Speaker:
+        if PREFACE.startswith(first[:3]):
+            return GrpcSpeaker(connection, asked, max_message_bytes=limit, max_streams=MAX_STREAMS)
+        return RestSpeaker(connection, service, max_message_bytes=limit)
+
+    return speaker
+
+
+def _listen(front: Front, address: str, made: ExitStack) -> str:
     if not address.startswith("unix:"):
         if not is_loopback(address):
             log.warning("%s can be reached from the network, without a password or encryption.", address)
-        return server.listen(address)
+        return front.listen(address)
     path = Path(address.removeprefix("unix:"))
     with mapped_os_errors(doing="make the socket of the inference server", path=path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,8 +131,11 @@ def _listen(server: Server, address: str, made: ExitStack) -> str:
             raise ConfigurationError(f"{path} is in the way of the inference server's socket and is no socket.")
     if _answers(path):
         raise ConfigurationError(f"Another inference server listens on {path}.", hint="Stop it, or choose another.")
+    listening = front.listen(address)
     made.callback(_unlink, path)
-    return server.listen(address)
+    # Who shares the data folder's group may ask the models; nobody else.
+    path.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
+    return listening
 
 
 def _answers(path: Path) -> bool:
@@ -128,12 +147,6 @@ def _answers(path: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-def _keep_to_group(path: Path) -> None:
-    """Who shares the data folder's group may ask the models; nobody else."""
-    with mapped_os_errors(doing="set the rights of the socket", path=path):
-        path.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
 
 
 def _unlink(path: Path) -> None:

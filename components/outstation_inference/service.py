@@ -1,67 +1,50 @@
-"""The Open Inference Protocol's calls, answered from models; knows nothing of sockets."""
+"""What the Open Inference Protocol asks of a server, answered from models; knows nothing of transports."""
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+import time
+from dataclasses import replace
 
 from outstation._version import __version__
-from outstation.errors import DeadlineError, ModelNotFoundError, OutstationError
-from outstation.inference.deadlines import Deadlines
+from outstation.errors import ModelNotFoundError, OutstationError
 from outstation.inference.host import Models
 from outstation.inference.model import Version
 from outstation.models.manifest import TensorSpec
-from outstation.wire.services import Caller, handler
 from outstation.wire.tensors import (
-    MODEL_INFER,
-    MODEL_METADATA,
-    MODEL_READY,
-    SERVER_LIVE,
-    SERVER_METADATA,
-    SERVER_READY,
-    SERVICE,
+    IndexedModel,
     InferRequest,
-    InferResponse,
     ModelKey,
     ModelMetadata,
+    ModelStatistics,
     ServerMetadata,
     TensorMetadata,
 )
 
 NAME = "outstation"
 PLATFORM = "onnxruntime_onnx"
+# What a client may use beyond the protocol's core, by Triton's names.
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 
 
 class InferenceService:
-    """Answers calls. Thread-safe. Errors of ours reach the caller with the protocol's status codes."""
+    """Answers questions about models, finds the version for a call, and counts. Thread-safe."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
-        self._deadlines = Deadlines()
+        self._lock = threading.Lock()
+        self._statistics: dict[str, ModelStatistics] = {}
 
-    @property
-    def handler(self) -> Any:
-        """The service for :class:`outstation.wire.services.Server`."""
-        return handler(
-            SERVICE,
-            {
-                SERVER_LIVE: lambda _request, _caller: True,
-                SERVER_READY: lambda _request, _caller: self._models.settled,
-                MODEL_READY: lambda request, _caller: self.model_ready(request),
-                SERVER_METADATA: lambda _request, _caller: self.server_metadata(),
-                MODEL_METADATA: lambda request, _caller: self.model_metadata(request),
-                MODEL_INFER: self.infer,
-            },
-        )
-
-    def infer(self, request: InferRequest, caller: Caller) -> InferResponse:
-        """Compute one answer within the caller's deadline. A call that nobody waits for any more is not computed."""
+    def version_for(self, request: InferRequest) -> Version:
+        """The version that answers *request*; ModelNotFoundError, ModelNotReadyError, InvalidInputError."""
         version = self._version(request.model, request.version)
-        version.signature.check_outputs(request.outputs)
-        left = caller.time_remaining
-        if not caller.is_active or (left is not None and left <= 0):
-            raise DeadlineError("The call was given up while it waited for a worker.")
-        result = version.run(request.inputs, request.outputs or None, left, self._deadlines)
-        return InferResponse(request.model, version.version, result, request.id, request.raw)
+        if request.outputs:
+            version.signature.check_outputs(request.outputs)
+        return version
+
+    def ready(self) -> bool:
+        """Whether every model that should answer does, or is known to be impossible to load."""
+        return self._models.settled
 
     def model_ready(self, key: ModelKey) -> bool:
         """Whether the model answers, in the version asked for."""
@@ -73,7 +56,7 @@ class InferenceService:
 
     def server_metadata(self) -> ServerMetadata:
         """Who answers."""
-        return ServerMetadata(NAME, __version__)
+        return ServerMetadata(NAME, __version__, EXTENSIONS)
 
     def model_metadata(self, key: ModelKey) -> ModelMetadata:
         """Inputs and outputs of the version that answers."""
@@ -83,13 +66,44 @@ class InferenceService:
             key.name, (version.version,), PLATFORM, _tensors(signature.inputs), _tensors(signature.outputs)
         )
 
-    def close(self) -> None:
-        """End the thread that watches deadlines. Idempotent."""
-        self._deadlines.close()
+    def index(self) -> tuple[IndexedModel, ...]:
+        """Every model that is known here, and whether it answers."""
+        return tuple(map(self._indexed, self._models.names()))
+
+    def statistics(self, key: ModelKey) -> tuple[ModelStatistics, ...]:
+        """Calls and times since the server started: of one model, or of all when *key* has no name."""
+        names = [key.name] if key.name else self._models.names()
+        versions = [(name, self._version(name, key.version).version) for name in names]
+        with self._lock:
+            return tuple(
+                replace(self._statistics.get(name, ModelStatistics(name, "")), version=version)
+                for name, version in versions
+            )
+
+    def count(self, model: str, calls: int, *, errors: int, queue: float, compute: float) -> None:
+        """Note one execution: the *calls* that it answered, their seconds of waiting, its seconds of computing."""
+        with self._lock:
+            known = self._statistics.get(model) or ModelStatistics(model, "")
+            self._statistics[model] = ModelStatistics(
+                model,
+                "",
+                known.calls + calls - errors,
+                known.executions + 1,
+                known.errors + errors,
+                time.time_ns(),
+                known.queue_nano + round(queue * 1e9),
+                known.compute_nano + round(compute * 1e9),
+            )
+
+    def _indexed(self, name: str) -> IndexedModel:
+        try:
+            return IndexedModel(name, self._version(name, "").version, "READY")
+        except OutstationError as exc:
+            return IndexedModel(name, "", "UNAVAILABLE", str(exc))
 
     def _version(self, name: str, version: str) -> Version:
         current = self._models.get(name, 0.0).current
-        if version not in ("", current.version):
+        if version and version != current.version:
             raise ModelNotFoundError(f"{name!r} answers in version {current.version}, not in {version!r}.")
         return current
 

@@ -150,7 +150,7 @@ def test_typed_contents_are_answered_with_typed_contents(server, scans):
             "no output 'digits'",
         ),
         (lambda c, x: c.get_model_metadata("other"), "NOT_FOUND", "no model 'other'"),
-        (lambda c, x: c.get_model_repository_index(), "UNIMPLEMENTED", ""),
+        (lambda c, x: c.load_model("other"), "UNIMPLEMENTED", "no method"),
     ],
 )
 def test_a_wrong_call_is_refused_with_the_protocols_code(server, scans, call, code, words):

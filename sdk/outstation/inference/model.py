@@ -58,8 +58,12 @@ class Version:
         outputs: Sequence[str] | None = None,
         timeout: float | None = None,
         deadlines: Deadlines | None = None,
+        calls: int = 1,
     ) -> Result:
-        """Compute *outputs* (None: all); see :meth:`Model.run`. A *timeout* needs *deadlines* to watch over it."""
+        """Compute *outputs* (None: all); see :meth:`Model.run`. A *timeout* needs *deadlines* to watch over it.
+
+        *calls* is how many calls this one computes; when a batch fails, nothing is counted yet.
+        """
         names = self._names if outputs is None else outputs
         try:
             if not self.signature.fits(inputs):
@@ -76,10 +80,11 @@ class Version:
                 self._count_error()
             raise
         except InferenceError:
-            self._count_error()
+            if calls == 1:
+                self._count_error()
             raise
         with self._lock:
-            self._calls += 1
+            self._calls += calls
         result = Result(zip(names, values, strict=True))
         result.model_version = self.version
         return result

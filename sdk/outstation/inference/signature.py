@@ -24,6 +24,10 @@ class Signature:
         self.output_names = [spec.name for spec in outputs]
         self._known_outputs = frozenset(self.output_names)
         self._has_text = any(spec.datatype == "BYTES" for spec in inputs)
+        # Every tensor has a free first axis, and none is text: rows of several calls can lie in one array.
+        self.batchable = bool(inputs) and all(
+            spec.shape[:1] == (ANY,) and spec.datatype != "BYTES" for spec in (*inputs, *outputs)
+        )
         # What `fits` walks: name, dtype, rank (None = unknown: the runtime checks), and the dimensions that are fixed.
         self._expected = tuple(
             (

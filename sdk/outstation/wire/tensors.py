@@ -107,11 +107,16 @@ class InferResponse:
     raw: bool = True
 
     def pack(self) -> bytes:
-        message = pb.ModelInferResponse(model_name=self.model, model_version=self.version, id=self.id)
+        message = pb.ModelInferResponse()
+        self.put(message)
+        return message.SerializeToString()
+
+    def put(self, message: Any) -> None:
+        """Write it into the generated *message*."""
+        message.model_name, message.model_version, message.id = self.model, self.version, self.id
         raw = self.raw or any(array.dtype == np.float16 for array in self.outputs.values())
         for name, array in self.outputs.items():
             _put(message.outputs.add(), name, array, message.raw_output_contents if raw else None)
-        return message.SerializeToString()
 
     @classmethod
     def unpack(cls, data: bytes) -> InferResponse:
@@ -124,6 +129,14 @@ class InferResponse:
             for at, tensor in enumerate(message.outputs)
         }
         return cls(message.model_name, message.model_version, outputs, message.id, raw=bool(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAnswer:
+    """One answer of a stream of calls: a response, or why there is none."""
+
+    response: InferResponse | None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +176,81 @@ class ServerMetadata:
     extensions: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """What a model has done since the server started; durations are the sums of their calls, in nanoseconds."""
+
+    name: str
+    version: str
+    calls: int = 0  # answered
+    executions: int = 0  # runs of the model; fewer than calls where these were batched
+    errors: int = 0
+    last_unix_nano: int = 0
+    queue_nano: int = 0
+    compute_nano: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedModel:
+    """One model that the server knows."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
 def _codec(pack: Callable[[T], Any], message: Any, unpack: Callable[[Any], T]) -> Codec[T]:
     return Codec(lambda value: pack(value).SerializeToString(), lambda data: unpack(_parsed(message, data)))
+
+
+def _pack_stream_answer(answer: StreamAnswer) -> Any:
+    message = pb.ModelStreamInferResponse(error_message=answer.error)
+    if answer.response is not None:
+        answer.response.put(message.infer_response)
+    return message
+
+
+def _pack_config(m: ModelMetadata) -> Any:
+    config = pb.ModelConfig(name=m.name, platform=m.platform, backend=m.platform.partition("_")[0])
+    for rows, tensors in ((config.input, m.inputs), (config.output, m.outputs)):
+        for tensor in tensors:
+            kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+            rows.add(name=tensor.name, data_type=getattr(pb, f"TYPE_{kind}"), dims=tensor.shape)
+    return pb.ModelConfigResponse(config=config)
+
+
+def _pack_statistics(models: tuple[ModelStatistics, ...]) -> Any:
+    message = pb.ModelStatisticsResponse()
+    for m in models:
+        row = message.model_stats.add(
+            name=m.name,
+            version=m.version,
+            last_inference=m.last_unix_nano // 1_000_000,
+            inference_count=m.calls,
+            execution_count=m.executions,
+        )
+        stats = row.inference_stats
+        stats.success.count, stats.success.ns = m.calls, m.queue_nano + m.compute_nano
+        stats.fail.count = m.errors
+        stats.queue.count, stats.queue.ns = m.calls, m.queue_nano
+        stats.compute_infer.count, stats.compute_infer.ns = m.calls, m.compute_nano
+        stats.compute_input.count = stats.compute_output.count = m.calls
+    return message
+
+
+def _pack_index(models: tuple[IndexedModel, ...]) -> Any:
+    message = pb.RepositoryIndexResponse()
+    for m in models:
+        message.models.add(name=m.name, version=m.version, state=m.state, reason=m.reason)
+    return message
+
+
+def _written(pack: Callable[[T], Any]) -> Codec[T]:
+    def unread(data: bytes) -> T:
+        raise WireError(f"These {len(data)} bytes are of an extension that is only served.")
+
+    return Codec(lambda value: pack(value).SerializeToString(), unread)
 
 
 def _tensors(rows: Any) -> tuple[TensorMetadata, ...]:
@@ -228,6 +314,23 @@ MODEL_INFER: Method[InferRequest, InferResponse] = Method(
     _path("ModelInfer"),
     Codec(InferRequest.pack, InferRequest.unpack),
     Codec(InferResponse.pack, InferResponse.unpack),
+)
+# Of the extensions we are a server only, so their answers are written and never read.
+MODEL_CONFIG: Method[ModelKey, ModelMetadata] = Method(
+    _path("ModelConfig"), _key(pb.ModelConfigRequest), _written(_pack_config)
+)
+MODEL_STATISTICS: Method[ModelKey, tuple[ModelStatistics, ...]] = Method(
+    _path("ModelStatistics"), _key(pb.ModelStatisticsRequest), _written(_pack_statistics)
+)
+REPOSITORY_INDEX: Method[None, tuple[IndexedModel, ...]] = Method(
+    _path("RepositoryIndex"), _empty(pb.RepositoryIndexRequest), _written(_pack_index)
+)
+MODEL_STREAM_INFER: Method[InferRequest, StreamAnswer] = Method(
+    _path("ModelStreamInfer"),
+    MODEL_INFER.request,
+    _written(_pack_stream_answer),
+    streams_requests=True,
+    streams_responses=True,
 )
 
 

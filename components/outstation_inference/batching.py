@@ -1,0 +1,108 @@
+"""Several calls of one model computed as one: only where the settings say that its first axis counts independent rows.
+
+Nothing in an ONNX file tells a batch from a sequence, so this is never guessed. A batch that fails is computed again
+call by call, so that no caller suffers from another's input.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from outstation.errors import InferenceError, OutstationError
+from outstation.inference.model import Result, Version
+from outstation.settings import BatchingSettings
+from outstation.wire.datatypes import Array
+from outstation.wire.tensors import InferRequest, InferResponse
+from outstation_inference.jobs import Job
+
+log = logging.getLogger("outstation.inference")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A call, decoded and checked, and the version that will answer it."""
+
+    job: Job
+    request: InferRequest
+    version: Version
+
+    def answer(self, outputs: Mapping[str, Array]) -> None:
+        request = self.request
+        self.job.answer(InferResponse(request.model, self.version.version, outputs, request.id, request.raw))
+
+    def run(self) -> int:
+        """Compute it alone; how many calls were answered: 1 or 0."""
+        try:
+            self.answer(self.version.run(self.request.inputs, self.request.outputs or None))
+        except OutstationError as exc:
+            self.job.fail(exc)
+            return 0
+        return 1
+
+
+def batches(calls: Sequence[Prepared], settings: Mapping[str, BatchingSettings]) -> list[list[Prepared]]:
+    """*calls* grouped into what may be computed together, each group in the order of arrival."""
+    if len(calls) == 1:
+        return [list(calls)]
+    groups: list[list[Prepared]] = []
+    open_groups: dict[Any, list[Prepared]] = {}
+    for call in calls:
+        batching = settings.get(call.request.model)
+        key = _likeness(call) if batching is not None else None
+        group = open_groups.get(key) if key is not None else None
+        if group is None or batching is None or len(group) >= batching.max_calls:
+            group = []
+            groups.append(group)
+            if key is not None:
+                open_groups[key] = group
+        group.append(call)
+    return groups
+
+
+def compute_together(calls: Sequence[Prepared]) -> int:
+    """Compute *calls*, which are alike, in one run, and answer each with its rows; how many were answered."""
+    first = calls[0]
+    try:
+        inputs = {name: np.concatenate([call.request.inputs[name] for call in calls]) for name in first.request.inputs}
+        result = first.version.run(inputs, first.request.outputs or None, calls=len(calls))
+        rows = [len(next(iter(call.request.inputs.values()))) for call in calls]
+        parts = _split(result, rows)
+    except OutstationError as exc:
+        log.debug("a batch of %d calls failed and is computed one by one: %s", len(calls), exc)
+        return sum(call.run() for call in calls)
+    for call, part in zip(calls, parts, strict=True):
+        call.answer(part)
+    return len(calls)
+
+
+def _likeness(call: Prepared) -> Any:
+    """What calls must share to go together; None when this one cannot go with any."""
+    signature = call.version.signature
+    if not signature.batchable or not signature.fits(call.request.inputs):
+        return None
+    inputs = call.request.inputs
+    lengths = {len(array) for array in inputs.values()}
+    if len(lengths) != 1:
+        return None
+    shapes = tuple((name, array.shape[1:]) for name, array in sorted(inputs.items()))
+    return id(call.version), call.request.outputs, shapes
+
+
+def _split(result: Result, rows: Sequence[int]) -> list[dict[str, Array]]:
+    total = sum(rows)
+    for name, array in result.items():
+        if array.shape[:1] != (total,):
+            raise InferenceError(
+                f"Output {name!r} has {array.shape[:1]} rows for {total}; the model cannot be batched."
+            )
+    parts: list[dict[str, Array]] = []
+    begin = 0
+    for count in rows:
+        parts.append({name: array[begin : begin + count] for name, array in result.items()})
+        begin += count
+    return parts
