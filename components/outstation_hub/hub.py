@@ -54,7 +54,7 @@ class Hub:
         self._buffer = Buffer.open(settings.data / INBOX, _buffer_settings(settings), clock=clock)
         try:
             room = DiskRoom(settings.data, settings.min_free_disk_bytes, clock)
-            self.inbox = Inbox(self._buffer, clock, max_block_bytes=settings.max_message_bytes, has_room=room)
+            self.inbox = Inbox(self._buffer, clock, max_block_bytes=settings.max_message_bytes, has_room=room.take)
             self.stations = Stations(settings.data / "fleet" / "stations.json", clock)
             self.wishes = Wishes(settings.data / "fleet" / "desired.json")
             access = Access(settings.operators)

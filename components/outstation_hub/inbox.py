@@ -61,9 +61,9 @@ class Inbox:
         clock: Clock,
         *,
         max_block_bytes: int,
-        has_room: Callable[[], bool] = lambda: True,
+        has_room: Callable[[int], bool] = lambda size_bytes: True,
     ) -> None:
-        """*has_room*: whether the disk may take more; asked before each block, so it must be cheap."""
+        """*has_room*: whether the disk may take that much more; asked for each block, so it must be cheap."""
         self.stream = buffer.stream(INBOX)
         self.counts = Counts()
         self._clock = clock
@@ -148,8 +148,6 @@ class Inbox:
 
     def _append(self, station: str, message: Message, header: BlockHeader, key: str) -> Receipt | None:
         """Append what is new of *message*. The receipt to wait for; None when all of it is on the disk already."""
-        if not self._has_room():
-            raise BufferFullError("The disk is as full as it may be.")
         earlier = self._receipts.get(key)
         if earlier is not None and earlier.error is not None:
             # What came before this block on this connection was not stored. Taking this one would raise the mark
@@ -162,15 +160,17 @@ class Inbox:
         data = message.block
         if header.first_sequence <= taken:
             data = _trimmed(message, taken)
-            self.counts.trimmed += 1
             if not data:  # nothing but numbers that the station has dropped itself
                 return None if earlier is None or earlier.done else earlier
+        if not self._has_room(len(data)):
+            raise BufferFullError("The disk is as full as it may be.")
         receipt = self.stream.append(
             data,
             content_type=BLOCK_TYPE,
             attributes={STATION: station, STREAM: message.stream},
             mark=(key, header.last_sequence),
         )
+        self.counts.trimmed += data is not message.block
         self.counts.blocks += 1
         self.counts.records += header.count
         self._receipts[key] = receipt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import selectors
 import socket
 import struct
@@ -174,8 +175,10 @@ class FlakyLink:
         for end in (near, far):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        far.connect_ex(self._target)
         pair = _Pair((_Way(0, near, far), _Way(1, far, near)))
+        if far.connect_ex(self._target) not in (0, errno.EINPROGRESS):
+            pair.close(self._selector, hard=True)
+            return
         pair.on_event = lambda end, mask: self._move(pair, end, mask)
         self._pairs.add(pair)
 
