@@ -95,7 +95,7 @@ class ProviderSource:
 
 
 def open_source(uri: str, artifacts: Artifacts | None) -> Source:
-    """The source that *uri* names: "hub:" or "hub:FOLDER/", a folder's path, or file://…
+    """The source that *uri* names: "hub:" or "hub:FOLDER/", a folder's path, file://… or https://…
 
     Raises SettingsError for a scheme that is not known, or for "hub:" with a provider that brings no files.
     """
@@ -111,8 +111,12 @@ def open_source(uri: str, artifacts: Artifacts | None) -> Source:
         return FolderSource(Path(uri))
     if scheme == "file":
         return FolderSource(Path(unquote(urlsplit(uri).path)))
+    if scheme in {"http", "https"}:
+        from outstation.models.http_source import HttpSource  # noqa: PLC0415 - others need no HTTP client
+
+        return HttpSource(uri)
     raise SettingsError(
-        f"models.repository: the scheme of {uri!r} is not known.", hint="Use a folder, file://… or 'hub:'."
+        f"models.repository: the scheme of {uri!r} is not known.", hint="Use a folder, file://, https:// or 'hub:'."
     )
 
 

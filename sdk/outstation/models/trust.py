@@ -26,7 +26,14 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from outstation.clock import Clock
 from outstation.durable import make_directories, write_atomically
-from outstation.errors import DeadlineError, ModelNotFoundError, RepositoryError, UntrustedError, mapped_os_errors
+from outstation.errors import (
+    AccessDeniedError,
+    DeadlineError,
+    ModelNotFoundError,
+    RepositoryError,
+    UntrustedError,
+    mapped_os_errors,
+)
 from outstation.models.chain import (
     YANKED,
     Chain,
@@ -234,6 +241,11 @@ class _SourceFetcher(FetcherInterface):
                         raise DeadlineError(f"{self.last} did not arrive within {self._timeout:g} s.")
         except ModelNotFoundError as exc:
             raise DownloadHTTPError(str(exc), 404) from exc
+        except AccessDeniedError as exc:
+            if not self.last.endswith(".root.json"):
+                raise
+            # A bucket that may not be listed says 403 of a file that is not there; python-tuf knows that of roots.
+            raise DownloadHTTPError(str(exc), 403) from exc
 
 
 def _read_scratch(folder: Path, bootstrap: bytes) -> TrustedMetadata:
