@@ -6,8 +6,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
@@ -36,10 +37,12 @@ def demo(
     from outstation.demo.screen import show_account  # noqa: PLC0415  grpc and more, which --help does not need
     from outstation.demo.story import tell  # noqa: PLC0415
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupted = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: interrupted.set())
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="outstation-demo-") as scratch:
-        account = tell(console, Path(scratch), seconds=seconds, rate=rate, seed=seed)
+        account = tell(console, Path(scratch), interrupted, seconds=seconds, rate=rate, seed=seed)
         _leave(Path(scratch), out)
     look = f"import pyarrow.dataset as d; print(*d.dataset('{out}/parquet').head(3).to_pylist(), sep='\\n')"
     show_account(console, account, f'{Path(sys.executable)} -c "{look}"')
@@ -60,8 +63,3 @@ def _leave(scratch: Path, out: Path) -> None:
         if (out / name).is_dir():
             shutil.rmtree(out / name)
         shutil.move(scratch / name, out / name)
-
-
-def _interrupt(*_: Any) -> None:
-    """SIGTERM ends the demo as Ctrl-C does: every part is stopped and the folder removed."""
-    raise KeyboardInterrupt

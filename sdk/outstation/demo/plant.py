@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from outstation.agent import AgentClient
-from outstation.demo.processes import DemoError, Process, outstation_command, run_to_end
+from outstation.demo.processes import DemoError, DemoInterruptedError, Process, outstation_command, run_to_end
 from outstation.demo.screen import Screen
 from outstation.errors import OutstationError
 from outstation.testing.link import FlakyLink
@@ -33,7 +34,7 @@ def assets() -> Path:
 class Plant:
     """Everything that runs, in one folder. A context manager that leaves no process behind."""
 
-    def __init__(self, folder: Path, rate: float, screen: Screen) -> None:
+    def __init__(self, folder: Path, rate: float, screen: Screen, interrupted: threading.Event) -> None:
         self.folder = folder
         self.parquet = folder / "parquet"
         self.repository = folder / "repository"
@@ -43,6 +44,7 @@ class Plant:
         self.link_is_up = True
         self._rate = rate
         self._screen = screen
+        self._interrupted = interrupted
         self._processes: list[Process] = []
         self._link: FlakyLink | None = None
         self._client: AgentClient | None = None
@@ -72,6 +74,7 @@ class Plant:
 
     def desk(self, *arguments: str) -> None:
         """Run a command of the operator's, and show it."""
+        self.check()
         shown = " ".join(argument.replace(f"{self.folder}/", "") for argument in arguments)
         self._screen.command(f"outstation {shown.replace(str(assets()), 'examples/meter-reading')}")
         run_to_end(outstation_command(*arguments), folder=self.folder)
@@ -119,8 +122,8 @@ class Plant:
 
     def kill_agent(self) -> None:
         assert self._agent is not None
+        self._processes.remove(self._agent)  # first: from here on it may be gone
         self._agent.kill()
-        self._processes.remove(self._agent)
         self.kills += 1
 
     def wait_agent(self, meanwhile: Callable[[], object]) -> None:
@@ -136,8 +139,13 @@ class Plant:
         return None
 
     def check(self) -> None:
-        """DemoError if a part has ended that should run."""
-        for process in self._processes:
+        """DemoError if a part has ended that should run; DemoInterruptedError if somebody wants the demo to end.
+
+        Ctrl-C takes effect here alone: raised anywhere, it could fall between the start of a process and its note.
+        """
+        if self._interrupted.is_set():
+            raise DemoInterruptedError("Interrupted; every part is ended.")
+        for process in list(self._processes):
             process.check()
 
     def end(self, process: Process) -> int:

@@ -22,6 +22,10 @@ class DemoError(OutstationError):
     """A part of the demo did not do as it must."""
 
 
+class DemoInterruptedError(DemoError):
+    """Somebody asked the demo to end, by Ctrl-C or SIGTERM."""
+
+
 class Process:
     """One part of the demo. Its stderr goes to a file, for whoever wants to know why."""
 

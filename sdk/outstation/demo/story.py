@@ -22,9 +22,11 @@ LOOK_INTERVAL = 0.1
 _DECIDED = {ModelPhase.ACTIVE, ModelPhase.REFUSED, ModelPhase.REJECTED, ModelPhase.ROLLED_BACK}
 
 
-def tell(console: Console, folder: Path, *, seconds: float, rate: float, seed: int | None) -> Account:
-    """Run the whole story in *folder*; the account. DemoError when a part fails."""
-    with Screen(console) as screen, Plant(folder, rate, screen) as plant:
+def tell(
+    console: Console, folder: Path, interrupted: threading.Event, *, seconds: float, rate: float, seed: int | None
+) -> Account:
+    """Run the whole story in *folder*; the account. DemoError when a part fails, or *interrupted* is set."""
+    with Screen(console) as screen, Plant(folder, rate, screen, interrupted) as plant:
         return _Story(plant, screen, seconds, seed).run()
 
 
@@ -90,21 +92,24 @@ class _Story:
 
         operator = threading.Thread(target=publish, name="outstation-demo-operator")
         operator.start()
-        kill_after, away = kill_moments(self._seed, seconds)
-        self._watch(kill_after)
-        screen.step("   SIGKILL to the agent.")
-        plant.kill_agent()
-        self._figures.uplink = "agent killed"
-        self._watch(away)
-        plant.start_agent()
-        plant.wait_agent(self._look)
-        screen.step("   The agent is back, with what it had on its disk.")
-        self._watch(max(0.0, begin + seconds - time.monotonic()))
-        while operator.is_alive():
-            self._look()
-            operator.join(LOOK_INTERVAL)
+        try:
+            self._kill_and_restart(*kill_moments(self._seed, seconds))
+            while time.monotonic() < begin + seconds or operator.is_alive():
+                self._watch(LOOK_INTERVAL)
+        finally:
+            operator.join()
         if failures:
             raise failures[0]
+
+    def _kill_and_restart(self, after: float, away: float) -> None:
+        self._watch(after)
+        self._screen.step("   SIGKILL to the agent.")
+        self._plant.kill_agent()
+        self._figures.uplink = "agent killed"
+        self._watch(away)
+        self._plant.start_agent()
+        self._plant.wait_agent(self._look)
+        self._screen.step("   The agent is back, with what it had on its disk.")
 
     def _account(self, *, outage: float, backlog: int, drained: float) -> Account:
         """Wait until the hub has written what the reader produced, then count. What is missing is lost."""
