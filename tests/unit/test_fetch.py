@@ -257,3 +257,28 @@ def test_only_files_of_more_than_a_chunk_have_chunk_hashes(tmp_path, size, chunk
     entry = describe_file(tmp_path, "f")
     assert (entry.size_bytes, len(entry.chunks)) == (size, chunks)
     assert entry.sha256 == sha(b"x" * size)
+
+
+def test_a_download_that_goes_on_does_not_read_its_stump_again(part, monkeypatch):
+    link = Link(cut=4000)
+    download = Download(link, "x", part, expected())
+    with pytest.raises(LinkDownError):
+        download.run(5.0)
+    monkeypatch.setattr(Download, "_take_up", None)
+    with pytest.raises(LinkDownError):
+        download.run(5.0)
+    download.run(5.0)
+    assert part.read_bytes() == DATA
+    assert link.offsets == [0, 4000, 8000]
+
+
+def test_a_stump_that_another_process_changed_is_read_again(part):
+    link = Link(cut=4000)
+    download = Download(link, "x", part, expected())
+    with pytest.raises(LinkDownError):
+        download.run(5.0)
+    part.write_bytes(DATA[:1500])
+    link.cut = None
+    download.run(5.0)
+    assert part.read_bytes() == DATA
+    assert link.offsets == [0, 1500]

@@ -158,6 +158,7 @@ class Download:
         self._path = path
         self._part = part
         self._expected = expected
+        self._progress: _Progress | None = None  # of the attempt before: a large stump is not read again each time
         self.received_bytes = 0  # over the link, for the account
 
     def run(self, timeout: float, pulse: Callable[[], None] = lambda: None) -> None:
@@ -175,9 +176,12 @@ class Download:
     def _attempt(self, timeout: float, pulse: Callable[[], None]) -> None:
         expected = self._expected
         with mapped_os_errors(doing="write the download", path=self._part), self._part.open("a+b") as file:
-            progress = _Progress(expected)
+            progress, self._progress = self._progress or _Progress(expected), None
             try:
-                self._take_up(file, progress)
+                if file.tell() != progress.size or progress.size == 0:
+                    progress = _Progress(expected)
+                    self._take_up(file, progress)
+                self._check_room(progress)
                 if progress.size < expected.size_bytes:
                     self._receive(file, progress, timeout, pulse)
                 if progress.size < expected.size_bytes:
@@ -186,6 +190,7 @@ class Download:
                     )
                 _check_hash(expected, progress.sha256, expected.sha256)
             except UntrustedError:
+                self._progress = None
                 file.truncate(progress.proven)
                 raise
             file.flush()
@@ -200,6 +205,8 @@ class Download:
         except UntrustedError:
             progress.back_to_proven()
         file.truncate(progress.size)
+
+    def _check_room(self, progress: _Progress) -> None:
         missing = self._expected.size_bytes - progress.size
         if missing > shutil.disk_usage(self._part.parent).free:
             raise DiskFullError(f"{self._expected.name} needs {missing} bytes more than the disk of the store has.")
@@ -207,6 +214,7 @@ class Download:
     def _receive(self, file: IO[bytes], progress: _Progress, timeout: float, pulse: Callable[[], None]) -> None:
         with self._source.open(self._path, progress.size, timeout) as stream:
             while True:
+                self._progress = progress  # valid whenever what comes next breaks off without a wrong byte
                 pulse()
                 # One byte more than is signed shows a file that is too long without reading an endless one.
                 piece = stream.read(min(READ_BYTES, self._expected.size_bytes - progress.size + 1))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from outstation.errors import CheckFailedError, ManifestError, UntrustedError, mapped_os_errors
 from outstation.models.chain import SignedFile
@@ -28,6 +27,7 @@ class Installer:
     device: Device
     max_bytes: int
     timeout: float
+    downloads: dict[str, Download] = field(default_factory=dict)  # broken off, to go on with
 
     def manifest(self, name: str, version: str, signed: SignedFile) -> Manifest:
         """The manifest that is signed for this version, from the disk or the source.
@@ -75,11 +75,17 @@ class Installer:
     def _download(self, path: str, source_path: str, file: ManifestFile, pulse: Callable[[], None]) -> None:
         part = self.writer.part_path(file.sha256)
         expected = Expected(path, file.sha256, file.size_bytes, file.chunk_bytes, file.chunks)
+        if path not in self.downloads:
+            self.downloads.clear()  # one at a time is under way
+            self.downloads[path] = Download(self.source, source_path, part, expected)
         try:
-            Download(self.source, source_path, part, expected).run(self.timeout, pulse)
+            self.downloads[path].run(self.timeout, pulse)
         except UntrustedError:
-            _forget(part)
+            del self.downloads[path]
+            with suppress(OSError):
+                part.unlink()
             raise
+        del self.downloads[path]
         self.writer.adopt(part, file.sha256)
 
     def _manifest_bytes(self, signed: SignedFile) -> bytes:
@@ -101,8 +107,3 @@ class Installer:
                 raise CheckFailedError(
                     f"{file.path} has {file.size_bytes} bytes; models.max_bytes is {self.max_bytes} here."
                 )
-
-
-def _forget(part: Path) -> None:
-    with suppress(OSError):
-        part.unlink()
