@@ -45,7 +45,7 @@ def demo(
         account = tell(console, Path(scratch), interrupted, seconds=seconds, rate=rate, seed=seed)
         _leave(Path(scratch), out)
     look = f"import pyarrow.dataset as d; print(*d.dataset('{out}/parquet').head(3).to_pylist(), sep='\\n')"
-    show_account(console, account, f'{Path(sys.executable)} -c "{look}"')
+    show_account(console, account, f'{_from_here(Path(sys.executable))} -c "{look}"')
     if report is not None:
         report.write_bytes(msgspec.json.format(msgspec.json.encode(account), indent=2) + b"\n")
     faults = account.faults()
@@ -63,3 +63,8 @@ def _leave(scratch: Path, out: Path) -> None:
         if (out / name).is_dir():
             shutil.rmtree(out / name)
         shutil.move(scratch / name, out / name)
+
+
+def _from_here(path: Path) -> Path:
+    """*path* as a person in the working folder would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

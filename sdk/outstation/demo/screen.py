@@ -114,6 +114,5 @@ def show_account(console: Console, account: Account, look: str) -> None:
         f"{account.backlog:,} readings drained in {account.drain_seconds:.2f} s "
         f"({account.drain_records_per_second:,.0f} records/s)."
     )
-    console.print(
-        Group(Text(), counts, models, Text(outage), Text("To look at what arrived:"), Text(f"  {look}", "cyan"))
-    )
+    console.print(Group(Text(), counts, models, Text(outage), Text("To look at what arrived:")))
+    console.print(Text(f"  {look}", "cyan"), soft_wrap=True)

@@ -39,6 +39,7 @@ class _Story:
         self._figures = Figures()
         self._log = ReadingsLog(plant.readings_log)
         self._reported = Reported()
+        self._decided: set[str] = set()
         self._recent: list[tuple[float, int]] = []
 
     def run(self) -> Account:
@@ -169,6 +170,7 @@ class _Story:
             figures.uplink = status.reported.link.state.value if status.reported.link else "-"
             figures.depth = sum(report.ledger.pending for report in status.reported.streams)
             figures.active = next((model.active for model in status.reported.models if model.active), "-")
+            self._say_decisions()
         log = self._log.look()
         now = time.monotonic()
         self._recent = [(at, count) for at, count in self._recent if now - at < 2.0] + [(now, len(log))]
@@ -178,6 +180,15 @@ class _Story:
         last = [reading for reading in log[-500:] if "failed" not in reading]
         figures.accuracy = sum(reading["digit"] == reading["truth"] for reading in last) / len(last) if last else None
         self._screen.update(figures)
+
+    def _say_decisions(self) -> None:
+        """A line for each version when it is decided, with the reason where it was turned down."""
+        for model in self._reported.models:
+            for version in model.versions:
+                if version.phase in _DECIDED and version.version not in self._decided:
+                    self._decided.add(version.version)
+                    why = f": {version.reason}" if version.reason else ""
+                    self._screen.step(f"   {model.name} {version.version} is {version.phase.value}{why}")
 
     def _appended(self) -> int:
         self._look()
