@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+from faults.recording import Disk, RecordingFiles
 from outstation.buffer import Buffer
 from outstation.settings import BufferSettings, StreamSettings
 from outstation.testing import FakeClock
 from outstation.types import DropReason, WhenFull
-
-from faults.recording import Disk, RecordingFiles
 
 OPTIONS = {
     "plain": BufferSettings(group_interval=600.0, segment_bytes=4096, block_bytes=700),
@@ -21,6 +21,12 @@ OPTIONS = {
         segment_bytes=4096,
         block_bytes=700,
         defaults=StreamSettings(max_bytes=24 << 10, when_full=WhenFull.DROP_OLDEST),
+    ),
+    "thinning": BufferSettings(
+        group_interval=600.0,
+        segment_bytes=4096,
+        block_bytes=700,
+        defaults=StreamSettings(max_bytes=24 << 10, when_full=WhenFull.THIN),
     ),
 }
 
@@ -83,11 +89,11 @@ def check(folder: Path, options: BufferSettings, promise: Promise) -> None:
             records = {record.sequence: record.payload for record in stream.read(stream.acknowledged)}
             assert all(data == payload(sequence) for sequence, data in records.items())
             assert promise.confirmed <= stream.last_sequence <= promise.appended
-            gone = ledger.dropped[DropReason.EVICTED]
-            oldest = min(records, default=promise.confirmed + 1)
-            assert gone >= oldest - stream.acknowledged - 1 - (ledger.dropped[DropReason.CORRUPT])
-            missing = set(range(oldest, promise.confirmed + 1)) - set(records)
-            assert not missing, "confirmed records are missing"
+            gone = ledger.dropped[DropReason.EVICTED] + ledger.dropped[DropReason.THINNED]
+            missing = set(range(stream.acknowledged + 1, promise.confirmed + 1)) - set(records)
+            assert len(missing) <= gone, "confirmed records are missing"
+            if not ledger.dropped[DropReason.THINNED]:
+                assert not any(sequence > min(records, default=0) for sequence in missing if records)
             # Only records that nobody was promised may have been torn.
             assert ledger.dropped[DropReason.CORRUPT] <= promise.appended - promise.confirmed
             assert ledger.pending == len(records)
@@ -117,7 +123,7 @@ def cut_again(folder: Path, options: BufferSettings, dice: random.Random) -> Pat
     return target
 
 
-def cuts(tmp_path: Path, name: str, seed: int, rounds: int, every: int, outcomes: int) -> int:
+def cuts(tmp_path: Path, name: str, seed: int, *, rounds: int, every: int, outcomes: int) -> int:
     root = tmp_path / "root"
     root.mkdir()
     files = RecordingFiles(root)
@@ -147,13 +153,13 @@ def cuts(tmp_path: Path, name: str, seed: int, rounds: int, every: int, outcomes
     return tried
 
 
-@pytest.mark.parametrize("name", ["plain", "evicting"])
+@pytest.mark.parametrize("name", ["plain", "evicting", "thinning"])
 def test_what_was_promised_survives_a_cut_at_any_operation(tmp_path, name):
     assert cuts(tmp_path, name, seed=1, rounds=40, every=4, outcomes=1) > 30
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", ["plain", "evicting"])
+@pytest.mark.parametrize("name", ["plain", "evicting", "thinning"])
 @pytest.mark.parametrize("seed", range(10))
 def test_what_was_promised_survives_every_cut(tmp_path, name, seed):
     assert cuts(tmp_path, name, seed, rounds=60, every=1, outcomes=3) > 300

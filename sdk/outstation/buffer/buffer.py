@@ -19,7 +19,9 @@ from outstation.buffer.log import Log
 from outstation.buffer.policy import segment_limit
 from outstation.buffer.receipt import call
 from outstation.buffer.recovery import Found, examine, mend
+from outstation.buffer.room import FolderRoom
 from outstation.buffer.segment import Access
+from outstation.buffer.steady import SteadyClock
 from outstation.buffer.stream import Stream
 from outstation.clock import Clock, SystemClock
 from outstation.durable import FILES, Files, make_directories, write_atomically
@@ -96,9 +98,12 @@ class Buffer:
         self._passing = threading.Lock()  # held by whoever commits; files are touched only under it
         self._closing = False
         self._closed = False
-        for folder in sorted((directory / STREAMS).iterdir()):
-            if folder.is_dir() and STREAM_NAME.fullmatch(folder.name):
-                self._adopt(folder.name, self._recover(folder))
+        self._room = FolderRoom(directory, settings, clock, lambda: tuple(self._committers.values()))
+        folders = sorted(path for path in (directory / STREAMS).iterdir() if STREAM_NAME.fullmatch(path.name))
+        recovered = [self._recover(folder) for folder in folders if folder.is_dir()]
+        self._steady = SteadyClock(clock, max((found.balance.time_unix_nano for found in recovered), default=0))
+        for found in recovered:
+            self._adopt(found.folder.name, found)
         self._thread = threading.Thread(target=self._run, name="outstation-commit", daemon=True)
         self._thread.start()
 
@@ -135,7 +140,7 @@ class Buffer:
         return BufferStat(
             self.directory,
             tuple(stream.report() for stream in streams),
-            sum(stream.stored_bytes for stream in streams),
+            self._room.stored_bytes,
             self.settings.max_bytes,
         )
 
@@ -180,6 +185,14 @@ class Buffer:
                 if due < self._next_look:
                     self._wake.set()
 
+    def is_full(self, stream: Stream, size: int) -> bool:
+        """Whether the folder has no room for *size* more bytes, and nothing may go to make some for *stream*."""
+        return self._room.is_full(stream, size)
+
+    def resized(self, change_bytes: int) -> None:
+        """A stream has grown or shrunk on the disk."""
+        self._room.resized(change_bytes)
+
     def delay_of(self, durability: Durability) -> float:
         """Seconds that an append may wait for its commit."""
         interval = self.settings.group_interval
@@ -207,6 +220,9 @@ class Buffer:
 
     def _adopt(self, name: str, found: Found) -> Committer:
         settings = self.settings.streams.get(name, self.settings.defaults)
+        for segment in found.segments:
+            if not segment.sealed:
+                segment.written_unix_nano = self._steady.now()  # nobody knows; later than it was keeps it longer
         access = Access(self.files, found.epoch, plain_opener)
         stream = Stream(name, settings, self, found, access)
         limit = segment_limit(self.settings.segment_bytes, settings)
@@ -216,11 +232,17 @@ class Buffer:
         if found.segments and not found.segments[-1].closed:
             segments.active = found.segments[-1]
         committer = Committer(
-            stream, segments, access=access, protect=plain_protector, settings=self.settings, clock=self.clock
+            stream,
+            segments,
+            access=access,
+            protect=plain_protector,
+            settings=self.settings,
+            clock=self._steady,
+            room=self._room,
         )
         with self._lock:
             self._committers[name] = committer
-            if found.suspects:
+            if found.suspects or settings.max_age is not None:
                 self._due[name] = self.clock.monotonic()
                 self._wake.set()
         return committer

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Protocol
 
 from outstation.buffer import policy
 from outstation.buffer.log import Log, Protector, is_full
 from outstation.buffer.receipt import Batch
-from outstation.buffer.rewrite import repair
+from outstation.buffer.rewrite import repair, thin
 from outstation.buffer.segment import Access, Segment
+from outstation.buffer.steady import SteadyClock
 from outstation.buffer.stream import Stream, Work
-from outstation.clock import Clock
-from outstation.errors import StorageError, from_os_error
+from outstation.errors import CorruptBlockError, StorageError, from_os_error
 from outstation.settings import BufferSettings
-from outstation.types import DropReason
+from outstation.types import DropReason, WhenFull
 from outstation.wire.block import BlockHeader, build
 
 log = logging.getLogger("outstation.buffer")
 
 # A disk that stays full although old segments go is full of something else: no use in letting everything go.
 TRIES = 8
+
+
+# Thinning writes a segment again for half of its bytes; more at once would hold up the commit that waits for it.
+THINNED_AT_ONCE = 4
+
+
+class Room(Protocol):
+    """What the whole folder may take."""
+
+    def surplus_bytes(self, incoming_bytes: int) -> int:
+        """How much must go before *incoming_bytes* fit."""
+        ...
+
+    def make_room(self, stream: Stream, surplus_bytes: int) -> None:
+        """Let other streams give what they can, by their policies and priorities."""
+        ...
 
 
 class Committer:
@@ -34,12 +51,14 @@ class Committer:
         access: Access,
         protect: Protector,
         settings: BufferSettings,
-        clock: Clock,
+        clock: SteadyClock,
+        room: Room,
     ) -> None:
         self.stream = stream
         self._log = segments
         self._settings = settings
         self._clock = clock
+        self._room = room
         self._access = access
         self._protect = protect
         self._work: Work | None = None
@@ -101,7 +120,7 @@ class Committer:
 
     def _write(self) -> None:
         balance, dirty = self.stream.take_balance()
-        balance = balance._replace(time_unix_nano=self._clock.time_unix_nano())
+        balance = balance._replace(time_unix_nano=self._clock.now())
         try:
             self._log.write(balance, dirty, self._blocks, self._protect)
         except OSError:
@@ -169,13 +188,72 @@ class Committer:
         if stream.segments and stream.segments[0].last_sequence <= stream.balance.cursor:
             self._let_go(policy.acknowledged(stream.segments, stream.balance.cursor), None)
         if stream.settings.max_age is not None:
-            before = self._clock.time_unix_nano() - round(stream.settings.max_age * 1e9)
-            self._let_go(policy.expired(stream.segments, before), DropReason.EXPIRED)
+            self._expire(self._clock.now() - round(stream.settings.max_age * 1e9), stream.settings.max_age)
 
     def _make_room(self, incoming_bytes: int) -> None:
-        surplus = self.stream.stored_bytes + incoming_bytes - self._bound_bytes
-        if surplus > 0 and policy.drops(self.stream.settings):
-            self._let_go(policy.oldest_over(self.stream.segments, surplus), DropReason.EVICTED)
+        stream = self.stream
+        if policy.drops(stream.settings):
+            self._shed(stream.stored_bytes + incoming_bytes - self._bound_bytes)
+        surplus = self._room.surplus_bytes(incoming_bytes)
+        if surplus > 0:
+            self._room.make_room(stream, surplus)
+
+    def shed(self, surplus_bytes: int) -> int:
+        """Let go of up to *surplus_bytes* in the way of the stream's policy; how much that was."""
+        before = self.stream.stored_bytes
+        self._shed(surplus_bytes)
+        return before - self.stream.stored_bytes
+
+    def _shed(self, surplus_bytes: int) -> None:
+        stream = self.stream
+        if surplus_bytes > 0 and stream.settings.when_full is WhenFull.THIN:
+            surplus_bytes -= self._thin(surplus_bytes)
+        if surplus_bytes > 0:
+            self._let_go(policy.oldest_over(stream.segments, surplus_bytes), DropReason.EVICTED)
+
+    def _thin(self, surplus_bytes: int) -> int:
+        """Thin the oldest half until *surplus_bytes* are free or nothing more comes of it."""
+        stream = self.stream
+        before = stream.stored_bytes
+        for _ in range(THINNED_AT_ONCE):
+            pair = policy.thinnable(stream.segments)
+            if pair is None or before - stream.stored_bytes >= surplus_bytes:
+                break
+            number = stream.balance.rewrites + 1
+            try:
+                thinned = thin(
+                    self._access,
+                    pair,
+                    stream.balance.start,
+                    number,
+                    block_bytes=self._settings.block_bytes,
+                    level=self._settings.zstd_level,
+                    protect=self._protect,
+                )
+            except OSError as exc:
+                log.warning("%s", from_os_error(exc, doing="thin a segment", path=self._log.folder))
+                break
+            except CorruptBlockError:
+                stream.suspects.update(segment.serial for segment in pair)
+                break
+            stream.put_back(thinned.segment, thinned=thinned.lost, corrupt=0, rewrite=number)
+            self._doomed.append(pair[0].path)
+        return before - stream.stored_bytes
+
+    def _expire(self, before_unix_nano: int, max_age: float) -> None:
+        stream = self.stream
+        active = self._log.active
+        if active is not None and active.count and active.written_unix_nano < before_unix_nano:
+            try:
+                closed = self._log.close_segment(stream.epoch)
+            except OSError as exc:
+                log.warning("%s", from_os_error(exc, doing="close a segment", path=self._log.folder))
+                return
+            if closed is not None:
+                stream.give_up(closed)
+        self._let_go(policy.expired(stream.segments, before_unix_nano), DropReason.EXPIRED)
+        if stream.segments:
+            stream.look_again(min(max(max_age / 16, 0.05), 60.0))
 
     def _let_go(self, segments: list[Segment], reason: DropReason | None) -> None:
         if segments:
@@ -207,7 +285,7 @@ class Committer:
                 if segment is not None:
                     number = stream.balance.rewrites + 1
                     mended = repair(self._access, segment, stream.balance.start, number)
-                    stream.put_back(mended.segment, 0, mended.corrupt, number)
+                    stream.put_back(mended.segment, thinned=0, corrupt=mended.lost, rewrite=number)
                     log.warning("A damaged segment of the stream %r was mended: %s", stream.name, segment.path.name)
             except OSError as exc:
                 log.warning("%s", from_os_error(exc, doing="mend a damaged segment", path=self._log.folder))

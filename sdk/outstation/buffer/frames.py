@@ -21,7 +21,7 @@ TAG_BYTES = 16  # authenticates the frame where the buffer is encrypted; zeros w
 NO_TAG = bytes(TAG_BYTES)
 
 _BALANCE = struct.Struct(f"<4sB3xQQQQQQQQQQQQQq{TAG_BYTES}sI")
-_SEAL = struct.Struct(f"<4sB3xQQQQQQQQqqQQQ{TAG_BYTES}sI")
+_SEAL = struct.Struct(f"<4sB3xQQQQQQQQqqqQQQ{TAG_BYTES}sI")
 BALANCE_BYTES, SEAL_BYTES = _BALANCE.size, _SEAL.size
 
 
@@ -45,7 +45,7 @@ class Balance(NamedTuple):
     rejected: int = 0
     rewrites: int = 0
     torn_bytes: int = 0  # cut from torn tails and kept in quarantine, over the stream's life
-    time_unix_nano: int = 0
+    time_unix_nano: int = 0  # by the steady clock, which ages records
 
     @property
     def start(self) -> int:
@@ -77,6 +77,7 @@ class Seal(NamedTuple):
     length: int  # bytes before the seal
     earliest_unix_nano: int = 0
     latest_unix_nano: int = 0
+    written_unix_nano: int = 0  # when the newest record was appended, by the steady clock
     rewrite: int = 0  # 0, or the number of the rewrite that made this file
     rewrite_thinned: int = 0  # what that rewrite took away
     rewrite_corrupt: int = 0

@@ -67,6 +67,8 @@ class Log:
         for header, body in blocks:
             parts.append(protect(header, body, before.serial))
             after.add(header)
+        if blocks:
+            after.written_unix_nano = balance.time_unix_nano
         data = b"".join(parts)
         after.length += len(data)
         if after.length >= self._segment_limit:

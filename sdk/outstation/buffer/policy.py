@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from outstation.buffer.segment import Segment
 from outstation.settings import StreamSettings
@@ -16,6 +17,22 @@ SMALLEST_SEGMENT_BYTES = 4 << 10
 def segment_limit(segment_bytes: int, settings: StreamSettings) -> int:
     """The size at which a segment of the stream closes."""
     return max(SMALLEST_SEGMENT_BYTES, min(segment_bytes, settings.max_bytes // SEGMENTS_A_STREAM))
+
+
+def thinnable(segments: Sequence[Segment]) -> tuple[Segment, Segment] | None:
+    """Two neighbours of the oldest half that still hold the most of their records; the oldest of equals.
+
+    So all of the oldest half is thinned once before any is thinned twice, and what is older has been thinned more
+    often. None when there are not two.
+    """
+    closed = [segment for segment in segments if segment.closed]
+    half = closed[: (len(closed) + 1) // 2]
+    return max(pairwise(half), key=_density, default=None)
+
+
+def _density(pair: tuple[Segment, Segment]) -> float:
+    older, newer = pair
+    return (older.count + newer.count) / (newer.last_sequence + 1 - older.first_sequence)
 
 
 def drops(settings: StreamSettings) -> bool:
@@ -45,14 +62,13 @@ def oldest_over(segments: Sequence[Segment], surplus_bytes: int) -> list[Segment
 
 
 def expired(segments: Sequence[Segment], before_unix_nano: int) -> list[Segment]:
-    """The closed segments, from the oldest on, whose newest record is older than *before_unix_nano*.
+    """The closed segments, from the oldest on, whose newest record was appended before *before_unix_nano*.
 
-    Order is by sequence number, never by time: a segment written under a clock that ran ahead keeps those after it
-    until it is old enough itself.
+    By the steady clock: what time stamps the records carry, and how the wall clock jumps, is of no account.
     """
     found = []
     for segment in segments:
-        if not segment.closed or segment.latest_unix_nano >= before_unix_nano:
+        if not segment.closed or segment.written_unix_nano >= before_unix_nano:
             break
         found.append(segment)
     return found

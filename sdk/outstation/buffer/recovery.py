@@ -161,6 +161,9 @@ class _Examination:
             if seal is not None and (seal.epoch, seal.serial) != (self._access.epoch, serial):
                 self._found.foreign.append(path)
                 return
+            if seal is not None and self._limit is not None and seal.first_sequence > self._limit and seal.count:
+                self._found.leftovers.append(path)  # a newer segment stands for it: they were thinned into one
+                return
             ordered = seal is not None and (self._limit is None or seal.last_sequence <= self._limit)
             # The newest is walked though sealed if the crash came before the state took note of it.
             if seal is not None and ordered and (serial, seal.length) <= self._checkpoint:
@@ -231,6 +234,7 @@ class _Examination:
         segment, damages = scan.segment, scan.damages
         if scan.seal is not None and scan.seal.length == segment.length:
             segment.sealed = segment.closed = True
+            segment.written_unix_nano = scan.seal.written_unix_nano
         torn = damages and damages[-1].end == size and damages[-1].offset >= segment.length
         if newest and not segment.sealed and torn:
             self._found.cut = Damage(segment.length, size)

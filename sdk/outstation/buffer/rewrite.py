@@ -1,78 +1,216 @@
-"""Writing a segment again without what is damaged in it. Runs on the commit thread."""
+"""Writing a closed segment again: without what is damaged in it, or with fewer records. One thread at a time.
+
+The new file takes the place of the old one by a rename. Its seal carries the number of the rewrite and what was lost
+in it, so that a crash between the rename and the next balance leaves the account right.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
+from outstation.buffer.checks import RECORD_OVERHEAD_BYTES
 from outstation.buffer.quarantine import keep_bytes
 from outstation.buffer.recovery import count_after
 from outstation.buffer.segment import Access, Damage, Frame, Segment, body_of, open_for_reading, walk
-from outstation.durable import TEMPORARY_SUFFIX, Files
-from outstation.wire.block import BlockHeader
+from outstation.durable import TEMPORARY_SUFFIX
+from outstation.errors import CorruptBlockError
+from outstation.wire.block import BlockHeader, Columns, Meta, build, decode_body
+
+# From a plain block and the serial of its segment to the bytes that are stored.
+Protect = Callable[[BlockHeader, bytes, int], bytes]
 
 
 class Rewritten(NamedTuple):
-    """The segment as it is now, and how many pending records it has lost."""
+    """The segment as it is now, and how many pending records the rewrite took."""
 
     segment: Segment
-    corrupt: int
+    lost: int
 
 
 def repair(access: Access, segment: Segment, start: int, number: int) -> Rewritten:
-    """Replace the file of a closed *segment* by its whole frames and a seal; the rest goes to quarantine.
+    """Keep the whole frames of *segment*; the rest goes to quarantine.
 
-    *start*: records up to it are not pending. *number*: of this rewrite, which the seal carries so that a crash
-    between here and the next balance leaves the account right. Raises OSError, and then the old file is in place.
+    *start*: records up to it are not pending. Raises OSError, and then the old file is in place.
     """
-    files, epoch = access.files, access.epoch
-    before = count_after(access, segment, start)
-    after = replace(
-        segment,
-        count=0,
-        blocks=0,
-        payload_bytes=0,
-        length=0,
-        sealed=True,
-        closed=True,
-        generation=segment.generation + 1,
-    )
-    folder = segment.path.parent
-    temporary = segment.path.with_name(segment.path.name + TEMPORARY_SUFFIX)
-    source, size = open_for_reading(files, segment.path)
+    rewriting = _Rewriting(access, segment, start, number)
+    return rewriting.run(rewriting.copy, count_after(access, segment, start), "corrupt", segment.first_sequence)
+
+
+def thin(
+    access: Access,
+    segments: Sequence[Segment],
+    start: int,
+    number: int,
+    *,
+    level: int,
+    block_bytes: int,
+    protect: Protect,
+) -> Rewritten:
+    """One segment in the place of neighbouring *segments*, with every second of their records; otherwise as repair.
+
+    It takes the file of the last one. The files of the others are needless once this returns.
+    """
+    rewriting = _Rewriting(access, segments[-1], start, number)
+    thinning = _Thinning(level, block_bytes)
+    newest = segments[-1]
+
+    def store(target: int, block: tuple[BlockHeader, bytes] | None) -> None:
+        if block is not None:
+            data = protect(*block, newest.serial)
+            access.files.write(target, data, rewriting.after.length)
+            rewriting.after.length += len(data)
+            rewriting.after.add(block[0])
+
+    def fill(target: int) -> None:
+        for segment in segments:
+            for header, body in _whole_blocks(access, segment):
+                thinning.take(decode_body(*access.opener(header, body, segment.serial)), start)
+                if thinning.size >= block_bytes:
+                    store(target, thinning.block(header.epoch))
+        store(target, thinning.block(access.epoch))
+
+    before = sum(count_after(access, segment, start) for segment in segments)
+    return rewriting.run(fill, before, "thinned", segments[0].first_sequence)
+
+
+class _Thinning:
+    """Every second record of what comes, gathered into blocks of the usual size."""
+
+    def __init__(self, level: int, block_bytes: int) -> None:
+        self._level = level
+        self._block_bytes = block_bytes
+        self._seen = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._columns = Columns([], [], [], [], [], {})
+        self._places: dict[Meta, int] = {}
+        self.size = 0
+
+    def take(self, columns: Columns, start: int) -> None:
+        gathered = self._columns
+        metas = columns.metas
+        index = columns.meta_index
+        for row, sequence in enumerate(columns.sequences):
+            if sequence <= start:
+                continue
+            self._seen += 1
+            if self._seen % 2:  # of each two the newer stays, so that the newest of all does
+                continue
+            meta = metas[0 if index is None else index[row]]
+            place = self._places.setdefault(meta, len(self._places))
+            for column, value in (
+                (gathered.sequences, sequence),
+                (gathered.times, columns.times[row]),
+                (gathered.payloads, columns.payloads[row]),
+                (gathered.meta_index, place),
+            ):
+                assert isinstance(column, list)
+                column.append(value)
+            self.size += len(columns.payloads[row]) + RECORD_OVERHEAD_BYTES
+        marks = dict(gathered.marks)
+        for producer, highest in columns.marks.items():
+            marks[producer] = max(highest, marks.get(producer, 0))
+        gathered.marks = marks
+
+    def block(self, epoch: int) -> tuple[BlockHeader, bytes] | None:
+        columns = self._columns
+        if not columns.payloads:
+            return None
+        columns.metas = list(self._places)
+        if len(columns.metas) == 1:
+            columns.meta_index = None
+        self._clear()
+        return build(columns, epoch=epoch, level=self._level)
+
+
+def _whole_blocks(access: Access, segment: Segment) -> Iterator[tuple[BlockHeader, bytes]]:
+    fd, size = open_for_reading(access.files, segment.path)
     try:
-        target = files.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        for piece in walk(access.files, fd, 0, min(size, segment.length), access.epoch):
+            if isinstance(piece, Frame) and isinstance(piece.head, BlockHeader):
+                body = body_of(access.files, fd, piece)
+                if body is None:
+                    raise CorruptBlockError("A block fails its checksum.")
+                yield piece.head, body
+    finally:
+        access.files.close(fd)
+
+
+class _Rewriting:
+    def __init__(self, access: Access, segment: Segment, start: int, number: int) -> None:
+        self._access = access
+        self._segment = segment
+        self._start = start
+        self._number = number
+        self.after = replace(
+            segment,
+            path=segment.path.with_name(segment.path.name + TEMPORARY_SUFFIX),
+            count=0,
+            blocks=0,
+            payload_bytes=0,
+            length=0,
+            sealed=True,
+            closed=True,
+            generation=segment.generation + 1,
+        )
+
+    def run(self, fill: Callable[[int], None], before: int, reason: str, first_sequence: int) -> Rewritten:
+        segment, after, files = self._segment, self.after, self._access.files
+        target = files.open(after.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
-            for piece in walk(files, source, 0, min(size, segment.length), epoch):
-                if isinstance(piece, Damage) or (
-                    isinstance(piece.head, BlockHeader) and not body_of(files, source, piece)
-                ):
-                    _set_aside(files, source, segment, piece)
-                    continue
-                head = piece.head
-                files.write(target, files.read(source, piece.size, piece.offset), after.length)
-                after.length += piece.size
-                if isinstance(head, BlockHeader):
-                    after.add(head)
-            _cover(after, segment)
-            corrupt = max(0, before - count_after(access, replace(after, path=temporary), start))
-            files.write(target, after.seal(epoch, rewrite=number, corrupt=corrupt).pack(), after.length)
+            fill(target)
+            # It stands for the same numbers as before, so that its neighbours and the search still fit.
+            after.first_sequence, after.last_sequence = first_sequence, segment.last_sequence
+            lost = max(0, before - count_after(self._access, after, self._start))
+            counts = {"thinned": lost} if reason == "thinned" else {"corrupt": lost}
+            seal = after.seal(self._access.epoch, rewrite=self._number, **counts)
+            files.write(target, seal.pack(), after.length)
             files.sync(target)
+        except BaseException:
+            with suppress(OSError):
+                files.unlink(after.path)
+            raise
         finally:
             files.close(target)
-    finally:
-        files.close(source)
-    files.rename(temporary, segment.path)
-    files.sync_directory(folder)
-    return Rewritten(after, corrupt)
+        files.rename(after.path, segment.path)
+        files.sync_directory(segment.path.parent)
+        after.path = segment.path
+        return Rewritten(after, lost)
 
+    def copy(self, target: int) -> None:
+        """Everything that is whole; the rest to quarantine."""
+        files = self._access.files
+        source, size = open_for_reading(files, self._segment.path)
+        try:
+            for piece in walk(files, source, 0, min(size, self._segment.length), self._access.epoch):
+                data = self._whole(source, piece)
+                if data:
+                    files.write(target, data, self.after.length)
+                    self.after.length += len(data)
+            if not self._segment.sealed and size > self._segment.length:
+                self._set_aside(source, Damage(self._segment.length, size))
+        finally:
+            files.close(source)
 
-def _cover(after: Segment, before: Segment) -> None:
-    """Keep the numbers that the segment stood for, so that its neighbours and the search still fit."""
-    after.first_sequence, after.last_sequence = before.first_sequence, before.last_sequence
+    def _whole(self, source: int, piece: Frame | Damage) -> bytes:
+        files = self._access.files
+        if isinstance(piece, Damage):
+            self._set_aside(source, piece)
+            return b""
+        if isinstance(piece.head, BlockHeader):
+            if body_of(files, source, piece) is None:
+                self._set_aside(source, Damage(piece.offset, piece.offset + piece.size))
+                return b""
+            self.after.add(piece.head)
+        return files.read(source, piece.size, piece.offset)
 
-
-def _set_aside(files: Files, fd: int, segment: Segment, piece: Frame | Damage) -> None:
-    size = piece.end - piece.offset if isinstance(piece, Damage) else piece.size
-    keep_bytes(segment.path.parent, f"{segment.serial:012d}-{piece.offset}", files.read(fd, size, piece.offset), files)
+    def _set_aside(self, source: int, damage: Damage) -> None:
+        data = self._access.files.read(source, damage.end - damage.offset, damage.offset)
+        if data.strip(b"\0"):
+            folder = self._segment.path.parent
+            keep_bytes(folder, f"{self._segment.serial:012d}-{damage.offset}", data, self._access.files)

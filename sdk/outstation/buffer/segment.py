@@ -52,6 +52,7 @@ class Segment:
     length: int = 0  # committed bytes of frames, the seal not included
     earliest_unix_nano: int = 0
     latest_unix_nano: int = 0
+    written_unix_nano: int = 0  # when the newest record was appended, by the steady clock
     sealed: bool = False
     closed: bool = False  # nothing more will be written to it; sealed, or given up after a fault
     generation: int = 0  # grows when the file is rewritten: offsets found before are void
@@ -83,7 +84,7 @@ class Segment:
         other.count, other.blocks, other.payload_bytes = self.count, self.blocks, self.payload_bytes
         other.length, other.generation = self.length, self.generation
         other.earliest_unix_nano, other.latest_unix_nano = self.earliest_unix_nano, self.latest_unix_nano
-        other.sealed, other.closed = self.sealed, self.closed
+        other.written_unix_nano, other.sealed, other.closed = self.written_unix_nano, self.sealed, self.closed
         return other
 
     def seal(self, epoch: int, *, rewrite: int = 0, thinned: int = 0, corrupt: int = 0) -> Seal:
@@ -98,6 +99,7 @@ class Segment:
             length=self.length,
             earliest_unix_nano=self.earliest_unix_nano,
             latest_unix_nano=self.latest_unix_nano,
+            written_unix_nano=self.written_unix_nano,
             rewrite=rewrite,
             rewrite_thinned=thinned,
             rewrite_corrupt=corrupt,
@@ -116,6 +118,7 @@ class Segment:
             length=seal.length,
             earliest_unix_nano=seal.earliest_unix_nano,
             latest_unix_nano=seal.latest_unix_nano,
+            written_unix_nano=seal.written_unix_nano,
             sealed=True,
             closed=True,
         )

@@ -64,6 +64,14 @@ class Host(Protocol):
         """Something waits to be committed within *delay* seconds. Called with the stream's lock held."""
         ...
 
+    def is_full(self, stream: Stream, size: int) -> bool:
+        """Whether the folder has no room for *size* more bytes, and nothing may go to make some for *stream*."""
+        ...
+
+    def resized(self, change_bytes: int) -> None:
+        """A stream has grown or shrunk on the disk."""
+        ...
+
     def help_out(self, stream: Stream) -> bool:
         """Commit *stream* on this thread, if nobody else is committing now. False if somebody is."""
         ...
@@ -125,6 +133,7 @@ class Stream:
         self.committed_marks = dict(found.marks)
         self._places: OrderedDict[int, Place] = OrderedDict()
         self._stored_bytes = sum(segment.file_bytes for segment in self.segments)
+        host.resized(self._stored_bytes)
         # The side that is being filled.
         self._next = self.balance.last_sequence + 1
         self._marks = dict(found.marks)
@@ -295,6 +304,9 @@ class Stream:
             ):
                 self._reject(count)
                 raise BufferFullError(f"The stream {self.name!r} holds its {self.settings.max_bytes} bytes.")
+            if self._host.is_full(self, size):
+                self._reject(count)
+                raise BufferFullError(f"The buffer's folder is full, and the stream {self.name!r} may drop nothing.")
             if uncommitted == 0 or uncommitted + size <= bound:
                 return
             self._host.note(self, 0.0)
@@ -446,8 +458,8 @@ class Stream:
         with self._lock:
             self._replace_segment(segment)
 
-    def put_back(self, segment: Segment, thinned: int, corrupt: int, rewrite: int) -> None:
-        """Replace a segment by its rewritten self, which has lost these many pending records."""
+    def put_back(self, segment: Segment, *, thinned: int, corrupt: int, rewrite: int) -> None:
+        """Replace all segments that *segment* covers; these many pending records were lost on the way."""
         with self._lock:
             balance = self.balance
             self.balance = balance._replace(
@@ -455,7 +467,17 @@ class Stream:
             )
             self.balance_dirty = True
             self.suspects.discard(segment.serial)
+            self.segments = [
+                own
+                for own in self.segments
+                if own.serial >= segment.serial or own.last_sequence < segment.first_sequence
+            ]
             self._replace_segment(segment)
+
+    def look_again(self, delay: float) -> None:
+        """Have the commit thread look after the stream in *delay* seconds, whether or not anything is appended."""
+        with self._lock:
+            self._host.note(self, delay)
 
     def close(self) -> None:
         """Refuse appends from now on. What was appended is committed by the buffer's last pass."""
@@ -482,7 +504,8 @@ class Stream:
         self._measure()
 
     def _measure(self) -> None:
-        self._stored_bytes = sum(segment.file_bytes for segment in self.segments)
+        before, self._stored_bytes = self._stored_bytes, sum(segment.file_bytes for segment in self.segments)
+        self._host.resized(self._stored_bytes - before)
         if self.settings.when_full is WhenFull.REJECT:
             self._limit = -1  # there is more or less room than the running block was told
 
