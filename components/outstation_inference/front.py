@@ -127,6 +127,8 @@ class Front:
         self._connections: set[Connection] = set()
         self._held = 0
         self._attention: deque[Connection] = deque()
+        self._jobs: list[Job] = []  # read since the last look at the sockets
+        self._buffer = bytearray(_READ_BYTES)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._leaving = False
@@ -184,6 +186,10 @@ class Front:
                 self._ready(key)
             while self._attention:
                 self._settle(self._attention.popleft())
+            if self._jobs:
+                # All that came at the same time together: what may be batched, then is.
+                jobs, self._jobs = self._jobs, []
+                self._submit(jobs)
             now = time.monotonic()
             if now - self._ticked >= _TICK:
                 self._ticked = now
@@ -240,14 +246,15 @@ class Front:
 
     def _read(self, connection: Connection) -> None:
         try:
-            data = connection.sock.recv(_READ_BYTES)
+            size = connection.sock.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._drop(connection)
             return
+        data = bytes(memoryview(self._buffer)[:size])
         connection.active = time.monotonic()
         with connection.lock:
             speaker = connection.speaker
@@ -259,13 +266,11 @@ class Front:
                 speaker = connection.speaker = self._speakers(connection, data)
                 if self._leaving:
                     speaker.leave()
-            jobs = speaker.receive(data)
+            self._jobs += speaker.receive(data)
             if speaker.output or speaker.closing:
                 connection.flush()
-            if len(data) == _READ_BYTES or connection.held:
+            if size == _READ_BYTES or connection.held:
                 self._account(connection, speaker)
-        if jobs:
-            self._submit(jobs)
 
     def _account(self, connection: Connection, speaker: Speaker) -> None:
         held = speaker.held_bytes
@@ -279,14 +284,13 @@ class Front:
         """Send, wait until more can be sent, or close: whatever the connection needs now."""
         if connection.closed:
             return
-        jobs: list[Job] = []
         with connection.lock:
             speaker = connection.speaker
             if speaker is None:
                 return
             if connection.resume:
                 connection.resume = False
-                jobs = speaker.receive(b"")
+                self._jobs += speaker.receive(b"")
             output = speaker.output
             if output:
                 try:
@@ -309,8 +313,6 @@ class Front:
             if events != connection.events:
                 connection.events = events
                 self._selector.modify(connection.sock, events, connection)
-        if jobs:
-            self._submit(jobs)
 
     def _close_stalled(self, now: float) -> None:
         for connection in list(self._connections):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 
 from outstation._version import __version__
 from outstation.errors import ModelNotFoundError, OutstationError
@@ -27,13 +27,37 @@ PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 
 
+@dataclass(slots=True)
+class _Counts:
+    """What a model has done; see :class:`outstation.wire.tensors.ModelStatistics`. Durations in seconds."""
+
+    calls: int = 0
+    executions: int = 0
+    errors: int = 0
+    last_unix_nano: int = 0
+    queue: float = 0.0
+    compute: float = 0.0
+
+    def of(self, name: str, version: str) -> ModelStatistics:
+        return ModelStatistics(
+            name,
+            version,
+            self.calls,
+            self.executions,
+            self.errors,
+            self.last_unix_nano,
+            round(self.queue * 1e9),
+            round(self.compute * 1e9),
+        )
+
+
 class InferenceService:
     """Answers questions about models, finds the version for a call, and counts. Thread-safe."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
         self._lock = threading.Lock()
-        self._statistics: dict[str, ModelStatistics] = {}
+        self._counts: dict[str, _Counts] = {}
 
     def version_for(self, request: InferRequest) -> Version:
         """The version that answers *request*; ModelNotFoundError, ModelNotReadyError, InvalidInputError."""
@@ -75,25 +99,20 @@ class InferenceService:
         names = [key.name] if key.name else self._models.names()
         versions = [(name, self._version(name, key.version).version) for name in names]
         with self._lock:
-            return tuple(
-                replace(self._statistics.get(name, ModelStatistics(name, "")), version=version)
-                for name, version in versions
-            )
+            return tuple(self._counts.get(name, _Counts()).of(name, version) for name, version in versions)
 
     def count(self, model: str, calls: int, *, errors: int, queue: float, compute: float) -> None:
         """Note one execution: the *calls* that it answered, their seconds of waiting, its seconds of computing."""
         with self._lock:
-            known = self._statistics.get(model) or ModelStatistics(model, "")
-            self._statistics[model] = ModelStatistics(
-                model,
-                "",
-                known.calls + calls - errors,
-                known.executions + 1,
-                known.errors + errors,
-                time.time_ns(),
-                known.queue_nano + round(queue * 1e9),
-                known.compute_nano + round(compute * 1e9),
-            )
+            known = self._counts.get(model)
+            if known is None:
+                known = self._counts[model] = _Counts()
+            known.calls += calls - errors
+            known.executions += 1
+            known.errors += errors
+            known.last_unix_nano = time.time_ns()
+            known.queue += queue
+            known.compute += compute
 
     def _indexed(self, name: str) -> IndexedModel:
         try:

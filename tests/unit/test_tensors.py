@@ -51,6 +51,16 @@ def test_a_request_arrives_as_it_was_sent_raw_or_typed(inputs, raw):
     assert all(same(arrived.inputs[name], inputs[name]) for name in inputs)
 
 
+@given(st.data(), st.lists(st.tuples(st.sampled_from(sorted(FIXED)), SHAPES), min_size=1, max_size=3))
+def test_a_client_that_repeats_itself_is_read_as_well_each_time(data, tensors):
+    for _ in range(3):
+        inputs = {f"x{n}": data.draw(npst.arrays(FIXED[kind], shape)) for n, (kind, shape) in enumerate(tensors)}
+        arrived = InferRequest.unpack(InferRequest("m", inputs, "1", "", ("y",), {"k": 1}).pack())
+        assert (arrived.model, arrived.version, arrived.outputs, arrived.parameters) == ("m", "1", ("y",), {"k": 1})
+        assert list(arrived.inputs) == list(inputs)
+        assert all(same(arrived.inputs[name], inputs[name]) for name in inputs)
+
+
 @given(st.dictionaries(st.text(min_size=1, max_size=5), arrays(), max_size=3), st.booleans())
 def test_a_response_arrives_as_it_was_sent_raw_or_typed(outputs, raw):
     arrived = InferResponse.unpack(InferResponse("m", "2", outputs, "7", raw).pack())

@@ -31,11 +31,22 @@ Socket = Annotated[
     Path | None, typer.Option("--socket", help="Path of a unix socket; else of the settings.", show_default=False)
 ]
 
+Batch = Annotated[
+    int,
+    typer.Option(
+        "--batch",
+        min=0,
+        help="Compute up to so many waiting calls of the file's model in one run, where its first axis counts "
+        "independent rows. 0 = never.",
+    ),
+]
+
 
 def inference(
     *,
     model: ModelFile = None,
     name: ModelName = "",
+    batch: Batch = 0,
     listen: Listen = None,
     socket: Socket = None,
     settings: SettingsPath = None,
@@ -58,7 +69,11 @@ def inference(
     if model is None:
         process = InferenceProcess.from_store(chosen)
     else:
-        process = InferenceProcess.of_file(model, name or _name_of(model), chosen.inference)
+        name = name or _name_of(model)
+        if batch:
+            given["batching"] = {name: {"max_calls": batch}}
+            chosen = load_settings(settings, data, inference=given)
+        process = InferenceProcess.of_file(model, name, chosen.inference)
     stop_on_signals(process.stop)
     say_ready(f"inference ready on {' and '.join(process.addresses)}")
     process.run()

@@ -8,7 +8,7 @@ a message that contradicts itself is an InvalidInputError.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ from outstation.wire.datatypes import (
     to_raw,
 )
 from outstation.wire.generated import open_inference_pb2 as pb
+from outstation.wire.hot import Answers, Beginnings
 from outstation.wire.method import Codec, Method
 
 SERVICE = "inference.GRPCInferenceService"
@@ -75,6 +76,10 @@ class InferRequest:
 
     @classmethod
     def unpack(cls, data: bytes) -> InferRequest:
+        found = _BEGINNINGS.find(data)
+        if found is not None:
+            head, tensors = found
+            return cls(head.model, tensors, head.version, "", head.outputs, head.parameters)
         message = _parsed(pb.ModelInferRequest, data)
         raw = message.raw_input_contents
         if raw and len(raw) != len(message.inputs):
@@ -85,7 +90,7 @@ class InferRequest:
         }
         if len(inputs) != len(message.inputs):
             raise InvalidInputError("Two inputs have the same name.")
-        return cls(
+        request = cls(
             message.model_name,
             inputs,
             message.model_version,
@@ -94,6 +99,10 @@ class InferRequest:
             _parameters(message.parameters),
             raw=bool(raw) or not message.inputs,
         )
+        if raw and not message.id:  # one with an id has a beginning of its own each time
+            tensors = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs]
+            _BEGINNINGS.learn(data, replace(request, inputs={}), tensors)
+        return request
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,8 @@ class InferResponse:
     raw: bool = True
 
     def pack(self) -> bytes:
+        if self.raw and all(array.dtype.kind in "biuf" for array in self.outputs.values()):
+            return _ANSWERS.pack(self.model, self.version, self.id, self.outputs)
         message = pb.ModelInferResponse()
         self.put(message)
         return message.SerializeToString()
@@ -198,6 +209,18 @@ class IndexedModel:
     version: str
     state: str
     reason: str = ""
+
+
+def _beginning(model: str, version: str, outputs: Mapping[str, Array]) -> bytes:
+    """A response but for its id and its elements."""
+    message = pb.ModelInferResponse(model_name=model, model_version=version)
+    for name, array in outputs.items():
+        _describe(message.outputs.add(), name, array)
+    return message.SerializeToString()
+
+
+_BEGINNINGS: Beginnings[InferRequest] = Beginnings()
+_ANSWERS = Answers(_beginning)
 
 
 def _codec(pack: Callable[[T], Any], message: Any, unpack: Callable[[Any], T]) -> Codec[T]:
@@ -343,16 +366,23 @@ def _parsed(message: Any, data: bytes) -> Any:
 
 def _put(tensor: Any, name: str, array: Array, raw: Any) -> None:
     """Write *array* into *tensor*: its bytes into the list *raw*, or as typed contents when that is None."""
+    datatype = _describe(tensor, name, array)
+    if raw is not None:
+        raw.append(to_raw(array))
+        return
+    elements = array.ravel().tolist()
+    contents = getattr(tensor.contents, _CONTENTS[datatype])
+    contents.extend(map(as_bytes, elements) if datatype == "BYTES" else elements)
+
+
+def _describe(tensor: Any, name: str, array: Array) -> str:
+    """Write name, datatype and shape of *array* into *tensor*; the datatype."""
     datatype = datatype_of(array)
     if not datatype:
         raise InvalidInputError(f"{name!r} has elements of {array.dtype}, for which the protocol has no name.")
     tensor.name, tensor.datatype = name, datatype
     tensor.shape.extend(array.shape)
-    if raw is not None:
-        raw.append(to_raw(array))
-        return
-    elements = array.ravel().tolist()
-    getattr(tensor.contents, _CONTENTS[datatype]).extend(map(as_bytes, elements) if datatype == "BYTES" else elements)
+    return datatype
 
 
 def _taken(tensor: Any, name: str, raw: bytes | None) -> Array:
