@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -139,6 +140,39 @@ def verify(repository: RepositoryFolder, as_json: AsJson = False) -> None:
         print(f"{repository}: {targets} files of {len(desk.versions())} versions are what was signed")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command("export")
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    version: Annotated[str, typer.Argument(metavar="VERSION", show_default=False)],
+    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    to: Annotated[Path, typer.Option("--to", help="A new folder, on a stick perhaps.")],
+) -> None:
+    """Copy one version and all metadata into a folder, for a station without a link.
+
+    Example: outstation model export meter 1.0.0 --repository ./repository --to /media/stick/meter
+    """
+    from outstation.models.carry import export_version  # noqa: PLC0415
+
+    size = export_version(repository, name, version, to)
+    print(f"exported {name} {version} to {to}: {size} bytes")
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `export` wrote.", show_default=False)],
+    settings: SettingsPath = None,
+    data: DataDir = None,
+) -> None:
+    """Hand an exported version in at the box; the agent checks it like any other and takes it if it is wanted.
+
+    Example: outstation model import /media/stick/meter --data /var/lib/outstation
+    """
+    from outstation.models.carry import hand_in  # noqa: PLC0415
+
+    hand_in(folder, load_settings(settings, data).data_dir / "models")
+    print(f"handed in {folder}; `outstation status` shows what became of it")
 
 
 def _checks(manifest: Manifest) -> list[str]:

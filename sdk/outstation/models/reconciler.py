@@ -25,9 +25,10 @@ from outstation.errors import (
     SettingsError,
     UntrustedError,
 )
+from outstation.models.carry import MAX_INCOMING, Incoming
 from outstation.models.checking import Checker
 from outstation.models.device import this_device
-from outstation.models.fetch import Source
+from outstation.models.fetch import FolderSource, Source
 from outstation.models.installer import Installer
 from outstation.models.manifest import MANIFEST
 from outstation.models.rollout import (
@@ -78,6 +79,7 @@ class Reconciler:
     ) -> None:
         self._store = store
         self._source = source
+        self._incoming = Incoming(store.directory, source)
         self._checker = checker
         self._settings = settings
         self._clock = clock
@@ -110,7 +112,7 @@ class Reconciler:
             raise
         self._writer = writer
         self._installer = Installer(
-            writer, trusted, self._source, this_device(), self._settings.max_bytes, SOURCE_TIMEOUT
+            writer, trusted, self._incoming, this_device(), self._settings.max_bytes, SOURCE_TIMEOUT
         )
         self._trusted = trusted
         self._thread.start()
@@ -232,15 +234,20 @@ class Reconciler:
         """One round: what is wanted, what there is, and one step further for each model. True when all is settled."""
         self._take_wishes()
         self._judge_trials()
-        reached = self._refresh()
-        settled = reached
+        incoming = self._incoming.folders()
+        for folder in incoming:
+            self._refresh(FolderSource(folder))
+        reached = self._refresh(self._source)
+        settled = True
         for name, model in sorted(self._writer_().state().models.items()):
             wish = model.pinned or model.wish
             if wish:
                 settled &= self._settled(name, wish)
-        if settled:
+        # What was handed in and is wanted is taken now; what waits may be among it, but not for ever.
+        self._incoming.clear(incoming if settled else incoming[:-MAX_INCOMING])
+        if settled and reached:
             self._writer_().collect()
-        return settled
+        return settled and reached
 
     def _take_wishes(self) -> None:
         with self._mutex:
@@ -256,9 +263,9 @@ class Reconciler:
         for name, wish in wishes.items():
             self._writer_().wish(name, wish)
 
-    def _refresh(self) -> bool:
+    def _refresh(self, source: Source) -> bool:
         try:
-            self._set_standing(self._trusted.refresh(self._source, SOURCE_TIMEOUT))
+            self._set_standing(self._trusted.refresh(source, SOURCE_TIMEOUT))
         except OutstationError as exc:
             # What is trusted already goes on being worked with: files may be half here, or on their way by a stick.
             known = self._trusted.standing
@@ -308,8 +315,8 @@ class Reconciler:
             self._move(name, version, Event.FAIL, str(exc))
         except OutstationError as exc:
             self._note(name, version, str(exc))
-            if isinstance(exc, LinkError):
-                raise
+            if isinstance(exc, LinkError) and not self._incoming.folders():
+                raise  # an older version would not come either
         return self._model(name).phase(version)
 
     def _install(self, name: str, version: str) -> None:

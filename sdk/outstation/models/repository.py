@@ -74,9 +74,13 @@ class Repository:
         if late:
             yield f"{late}: devices call the repository stale."
         for path in sorted(self.chain.targets.targets):
-            yield from _said("", self._check_target, path)
+            yield from self.target_problems(path)
         for name, version in self.versions():
             yield from _said(f"{name} {version}: ", self._check_version, name, version)
+
+    def target_problems(self, path: str) -> Iterator[str]:
+        """What is wrong with the file of one target: a sentence, or nothing."""
+        return _said("", self._check_target, path)
 
     def _check_target(self, path: str) -> None:
         entry = signed_file(self.chain, path)
