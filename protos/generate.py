@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 TARGET = HERE.parent / "sdk/outstation/wire/generated"
 PROTOS = (
     "outstation/v1/sync.proto",
+    "outstation/v1/enroll.proto",
     "outstation/v1/fleet.proto",
     "outstation/v1/station.proto",
     "inference/open_inference.proto",

@@ -128,3 +128,9 @@ class HubProcess:
 
     def __exit__(self, *_):
         self.stop()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, as an operator types it."""
+    command = [sys.executable, "-m", "outstation", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)

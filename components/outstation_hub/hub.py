@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from outstation.buffer import Buffer
 from outstation.clock import Clock, SystemClock
 from outstation.durable import make_directories
-from outstation.errors import OutstationError
+from outstation.errors import OutstationError, SettingsError
 from outstation.settings import BufferSettings, StreamSettings
 from outstation.types import WhenFull
-from outstation.wire.services import Keepalive, Server
+from outstation.wire.services import Keepalive, Server, Tls
 from outstation_hub.access import Access
 from outstation_hub.drain import Drain
 from outstation_hub.fleet import FleetService, Wishes
@@ -26,6 +27,9 @@ from outstation_hub.room import DiskRoom
 from outstation_hub.settings import HubSettings
 from outstation_hub.sinks import Sink
 from outstation_hub.stations import Stations
+
+if TYPE_CHECKING:
+    from outstation_hub.enrolment import EnrolmentService
 
 log = logging.getLogger("outstation.hub")
 
@@ -57,12 +61,12 @@ class Hub:
             self.inbox = Inbox(self._buffer, clock, max_block_bytes=settings.max_message_bytes, has_room=room.take)
             self.stations = Stations(settings.data / "fleet" / "stations.json", clock)
             self.wishes = Wishes(settings.data / "fleet" / "desired.json")
-            access = Access(settings.operators)
+            enrolment, access = _enrolment(settings, clock)
             self._push = PushService(self.inbox, self.stations, access, clock, hello_timeout=settings.hello_timeout)
             fleet = FleetService(self.wishes, self.stations, repository, access)
             self.drains = tuple(self._drain(sink) for sink in (_default_sinks(settings) if sinks is None else sinks))
             self._server = Server(
-                [self._push.handler, fleet.handler],
+                [self._push.handler, fleet.handler, *([enrolment.handler] if enrolment else [])],
                 workers=2 * settings.max_stations + _SHORT_CALLS,  # each station holds a Push and a watch
                 tls=tls,
                 max_message_bytes=settings.max_message_bytes + (64 << 10),
@@ -70,6 +74,8 @@ class Hub:
                 name="hubserver-rpc",
             )
             self.address = self._server.listen(settings.listen)
+            self._enroll_server = None if enrolment is None else _enroll_server(settings, enrolment)
+            self.enroll_address = self._enroll_server.listen(settings.enroll_listen) if self._enroll_server else ""
         except BaseException:
             self._buffer.close()
             raise
@@ -88,12 +94,16 @@ class Hub:
             drain.start()
         self._saver.start()
         self._server.start()
+        if self._enroll_server is not None:
+            self._enroll_server.start()
 
     def close(self) -> None:
         """End every call, write what has arrived to the sinks if they take it, and let go of the folder. Idempotent."""
         if self._closed:
             return
         self._closed = True
+        if self._enroll_server is not None:
+            self._enroll_server.close(grace=0.5)
         self._push.close()
         self.wishes.close()
         self._server.close(grace=0.5)
@@ -155,6 +165,30 @@ def _buffer_settings(settings: HubSettings) -> BufferSettings:
         zstd_level=1,
         defaults=inbox,
     )
+
+
+def _enrolment(settings: HubSettings, clock: Clock) -> tuple[EnrolmentService | None, Access]:
+    """The enrolment service if the hub has an authority of its own, and who may do what."""
+    if not settings.authority:
+        if settings.enroll_listen:
+            raise SettingsError("Enrolment needs an authority.", hint="Make one with `outstation hub init`.")
+        return None, Access(settings.operators)
+    # cryptography, which a hub without an authority of its own does not need
+    from outstation_hub.authority import Authority, fingerprint  # noqa: PLC0415
+    from outstation_hub.enrolment import EnrolmentService  # noqa: PLC0415
+
+    authority = Authority(Path(settings.authority), clock)
+    known = lru_cache(maxsize=10_000)(fingerprint)  # the same few thousand certificates, again and again
+    access = Access(settings.operators, lambda certificate: authority.is_revoked(known(certificate)))
+    return EnrolmentService(authority, access, settings.operators), access
+
+
+def _enroll_server(settings: HubSettings, enrolment: EnrolmentService) -> Server | None:
+    if not settings.enroll_listen:
+        return None
+    hub = Path(settings.authority) / "hub.pem"
+    tls = Tls(None, hub, hub)
+    return Server([enrolment.open_handler], workers=4, tls=tls, max_message_bytes=64 << 10, name="hubserver-enroll")
 
 
 def _default_sinks(settings: HubSettings) -> tuple[Sink, ...]:

@@ -99,6 +99,7 @@ class PushService:
             for item in requests:
                 if session.stop.is_set():
                     break
+                self._access.believed(caller)  # a revoked station is cut off, not only kept from coming back
                 self._stations.seen(session.station)
                 if isinstance(item, Message):
                     self._take(session, item)

@@ -19,6 +19,8 @@ class HubSettings(Table, frozen=True):
     certificate: str = ""
     key: str = ""
     ca: str = ""  # who signs stations' certificates
+    authority: str = ""  # folder of the operator's own certificate authority; "" = certificates come from elsewhere
+    enroll_listen: str = ""  # host:port where devices get their certificate for a token; "" = nowhere
     insecure: bool = False  # plain text beyond this machine
     operators: tuple[str, ...] = ("operator",)  # common names of certificates that may see and steer the fleet
     max_stations: Size = 1000  # connected at once; each holds two threads and a watch of the desired state a third
@@ -43,6 +45,9 @@ class HubSettings(Table, frozen=True):
     @property
     def tls(self) -> Tls | None:
         """The files for TLS; None for plain text. SettingsError when neither is in order."""
+        if self.authority:
+            folder = Path(self.authority)
+            return Tls(folder / "ca.pem", folder / "hub.pem", folder / "hub.pem")
         if self.certificate or self.key or self.ca:
             if not (self.certificate and self.key and self.ca):
                 raise SettingsError(

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from hub_parts import HubProcess, hub_provider, rows
+from hub_parts import HubProcess, hub_provider, rows, run
 from outstation.testing.contract import Ear, message
 from outstation.types import DropReason, Ledger, ModelPhase, ModelReport, ModelVersionReport, Reported, StreamReport
 from support import wait_until
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "outstation", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,21 @@ from typing import Annotated
 import typer
 
 from outstation.cli.process import Verbose, log_to_stderr, say_ready, stop_on_signals
+from outstation.clock import SystemClock
+
+app = typer.Typer(invoke_without_command=True)
+Data = Annotated[Path, typer.Option("--data", help="The hub's own folder.")]
+DATA = Path("outstation-hub")
 
 
+@app.callback()
 def hub(
+    context: typer.Context,
     *,
     listen: Annotated[
         str, typer.Option("--listen", help="HOST:PORT to take stations at; port 0 is any free one.")
     ] = "127.0.0.1:8445",
-    data: Annotated[Path, typer.Option("--data", help="The hub's own folder.")] = Path("outstation-hub"),
+    data: Data = DATA,
     parquet: Annotated[
         Path | None, typer.Option("--parquet", help="Where records go; else DATA/parquet.", show_default=False)
     ] = None,
@@ -34,6 +41,9 @@ def hub(
         list[str] | None,
         typer.Option("--operator", help="Common name of an operator's certificate; may be repeated. Else 'operator'."),
     ] = None,
+    enroll_listen: Annotated[
+        str, typer.Option("--enroll-listen", help="HOST:PORT where devices redeem tokens (needs `hub init`).")
+    ] = "",
     insecure: Annotated[bool, typer.Option("--insecure", help="Plain text beyond this machine.")] = False,
     drain_interval: Annotated[
         float, typer.Option("--drain-interval", min=0.05, help="Seconds between writes of Parquet files.")
@@ -44,6 +54,8 @@ def hub(
 
     Example: outstation hub --listen 0.0.0.0:8445 --tls-cert hub.pem --tls-key hub.key --tls-ca stations.pem
     """
+    if context.invoked_subcommand is not None:
+        return
     from outstation_hub import Hub, HubSettings  # noqa: PLC0415  grpc, which --help does not need
 
     log_to_stderr(verbose)
@@ -56,6 +68,8 @@ def hub(
         key=_text(tls_key),
         ca=_text(tls_ca),
         operators=tuple(operator or ["operator"]),
+        authority=_authority(data, insecure=insecure or tls_cert is not None),
+        enroll_listen=enroll_listen,
         insecure=insecure,
         drain_interval=drain_interval,
     )
@@ -63,8 +77,85 @@ def hub(
     stop_on_signals(stop.set)
     with Hub(settings) as running:
         say_ready(f"hub ready on {running.address}")
+        if running.enroll_address:
+            print(f"enrolment on {running.enroll_address}", flush=True)
         stop.wait()
 
 
 def _text(path: Path | None) -> str:
     return "" if path is None else str(path)
+
+
+def _authority(data: Path, *, insecure: bool) -> str:
+    """The folder of `hub init`, which is used when there is one and nothing else was asked for."""
+    return "" if insecure or not _folder(data).is_dir() else str(_folder(data))
+
+
+def _folder(data: Path) -> Path:
+    return data / "authority"
+
+
+@app.command("init")
+def init(
+    names: Annotated[list[str] | None, typer.Argument(help="Host names and addresses of this hub.")] = None,
+    *,
+    data: Data = DATA,
+) -> None:
+    """Make a certificate authority of your own, and the hub's certificate.
+
+    Example: outstation hub init hub.example 10.0.0.5 --data /var/lib/outstation-hub
+    """
+    from outstation_hub.authority import Authority  # noqa: PLC0415  cryptography, which --help does not need
+
+    Authority.create(_folder(data), names or [], SystemClock())
+    print(f"An authority and the hub's certificate are in {_folder(data)}.")
+    print(f"Next: outstation hub enroll STATION --data {data}")
+
+
+@app.command("enroll")
+def enroll(
+    station: Annotated[str, typer.Argument(help="The name that the device will have.")],
+    *,
+    data: Data = DATA,
+    hours: Annotated[float, typer.Option("--hours", min=0.01, help="How long the token is good.")] = 48.0,
+) -> None:
+    """Print a one-time token, with which a device gets its certificate (`outstation enroll`).
+
+    Example: outstation hub enroll press-7 --data /var/lib/outstation-hub
+    """
+    from outstation_hub.authority import Authority  # noqa: PLC0415  cryptography, which --help does not need
+
+    print(Authority(_folder(data), SystemClock()).make_token(station, hours))
+
+
+@app.command("operator")
+def operator(
+    name: Annotated[str, typer.Argument(help="The operator's name, to be given to the hub with --operator.")],
+    out: Annotated[Path, typer.Argument(help="The file for certificate and key.")],
+    *,
+    data: Data = DATA,
+) -> None:
+    """Write a certificate and key for an operator, for --tls-cert and --tls-key of `outstation fleet`.
+
+    Example: outstation hub operator ada ada.pem --data /var/lib/outstation-hub
+    """
+    from outstation_hub.authority import Authority, write_private  # noqa: PLC0415
+
+    write_private(out, Authority(_folder(data), SystemClock()).issue_with_key(name))
+    print(f"{out} holds the certificate and key of {name}; {_folder(data) / 'ca.pem'} is for --tls-ca.")
+
+
+@app.command("revoke")
+def revoke(
+    station: Annotated[str, typer.Argument(help="The station, or operator.")],
+    *,
+    data: Data = DATA,
+) -> None:
+    """Believe no certificate that a station was given so far. A running hub follows within a second.
+
+    Example: outstation hub revoke press-7 --data /var/lib/outstation-hub
+    """
+    from outstation_hub.authority import Authority  # noqa: PLC0415  cryptography, which --help does not need
+
+    count = Authority(_folder(data), SystemClock()).revoke(station)
+    print(f"{count} certificates of {station} are no longer believed.")

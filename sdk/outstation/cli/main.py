@@ -14,8 +14,9 @@ from outstation._version import __version__
 from outstation.cli.agent import agent
 from outstation.cli.buffer import app as buffer
 from outstation.cli.demo import demo
+from outstation.cli.enroll import enroll
 from outstation.cli.fleet import app as fleet
-from outstation.cli.hub import hub
+from outstation.cli.hub import app as hub
 from outstation.cli.inference import inference
 from outstation.cli.model import app as model
 from outstation.cli.status import status
@@ -34,8 +35,9 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("agent")(agent)
 app.command("inference")(inference)
-app.command("hub")(hub)
+app.command("enroll")(enroll)
 app.command("status")(status)
+app.add_typer(hub, name="hub")
 app.add_typer(model, name="model")
 app.add_typer(fleet, name="fleet")
 app.add_typer(buffer, name="buffer")

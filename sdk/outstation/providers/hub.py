@@ -7,6 +7,7 @@ whatever reason, the reader says ``lost`` once and is done.
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -24,9 +25,11 @@ from outstation.errors import (
     InvalidInputError,
     LinkDownError,
     LinkError,
+    MissingExtraError,
     OutstationError,
     RefusedError,
     SettingsError,
+    StorageError,
     WireError,
 )
 from outstation.provider import Acknowledgement, ByteStream, Limits, Message, UplinkListener
@@ -35,6 +38,8 @@ from outstation.types import Desired, Identity, Reported, StreamReport
 from outstation.wire import convert
 from outstation.wire.messages import FetchRequest, Hello, Ledgers, StationReport, Upward, Welcome
 from outstation.wire.services import Client, Keepalive, Responses, Tls, is_loopback
+
+log = logging.getLogger("outstation.providers")
 
 # Messages handed over and not yet written. Two keep gRPC busy while the uplink encodes the next; more would only
 # age, and be forgotten when the connection is lost.
@@ -70,7 +75,7 @@ class HubProvider:
         tls = _tls(checked)
         self.identity = identity
         self.limits = Limits(max_message_bytes=checked.max_message_bytes)
-        self._link = _Link(checked, tls)
+        self._link = _Link(identity.station, checked, tls, clock)
         self.uplink = HubUplink(identity.station, self._link, checked.max_message_bytes)
         self.desired = HubDesired(identity.station, self._link, clock)
         self.artifacts = HubArtifacts(identity.station, self._link)
@@ -98,10 +103,12 @@ def _tls(options: HubOptions) -> Tls | None:
 class _Link:
     """The one client of the provider, made at the first call. After close there is none."""
 
-    def __init__(self, options: HubOptions, tls: Tls | None) -> None:
+    def __init__(self, station: str, options: HubOptions, tls: Tls | None, clock: Clock) -> None:
         self.address = options.address
+        self._station = station
         self._options = options
         self._tls = tls
+        self._clock = clock
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._closed = False
@@ -120,6 +127,30 @@ class _Link:
                     server_name=options.server_name,
                 )
             return self._client
+
+    def renew_if_due(self, timeout: float) -> None:
+        """Replace a certificate that nears its end; the next call uses the new one. Never raises LinkError.
+
+        Only a pair that lies in one file, as enrolment writes it, is replaced: any other is somebody else's to keep.
+        """
+        tls = self._tls
+        if tls is None or tls.certificate is None or tls.certificate != tls.key:
+            return
+        try:
+            # cryptography, which a device with certificates from elsewhere does not need
+            from outstation import enrolment  # noqa: PLC0415
+
+            if enrolment.is_due(tls.certificate, self._clock):
+                enrolment.renew(self.client(), self._station, tls.certificate, timeout)
+                self._drop_client()
+        except (LinkError, StorageError, MissingExtraError) as exc:
+            log.warning("the certificate could not be renewed yet: %s", exc)
+
+    def _drop_client(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     def close(self) -> None:
         with self._lock:
@@ -150,7 +181,8 @@ class HubUplink:
             # Waiting for the channel, rather than failing while gRPC is between two tries, finds a link that has
             # just come back.
             client.wait_ready(timeout, self._abandoned)
-            connection = _Connection(self._station, client, listener)
+            self._link.renew_if_due(timeout)
+            connection = _Connection(self._station, self._link.client(), listener)
             try:
                 connection.wait_welcome(max(0.25, deadline - time.monotonic()))
             except OutstationError:

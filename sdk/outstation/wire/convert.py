@@ -1,4 +1,4 @@
-"""Messages of sync.proto and fleet.proto to values of ours and back: the only file that names their classes.
+"""Messages of sync, fleet and enroll.proto to values of ours and back: the only file that names their classes.
 
 What comes from outside is checked here for its shape alone (WireError); whether it is allowed is for the receiver.
 Unknown fields, and words of an enumeration that a newer side has added, never make a message unreadable.
@@ -26,8 +26,10 @@ from outstation.types import (
 )
 from outstation.wire.messages import (
     Downward,
+    EnrollRequest,
     FetchRequest,
     Hello,
+    IssuedCertificate,
     Ledgers,
     StationEntry,
     StationReport,
@@ -40,7 +42,7 @@ from outstation.wire.method import Codec, Method
 try:
     from google.protobuf.message import DecodeError
 
-    from outstation.wire.generated import fleet_pb2, sync_pb2
+    from outstation.wire.generated import enroll_pb2, fleet_pb2, sync_pb2
 except ImportError as exc:
     raise MissingExtraError("hub", "The wire protocol of hub and agent") from exc
 
@@ -320,4 +322,41 @@ LIST_STATIONS: Method[None, tuple[StationEntry, ...]] = Method(
     "/outstation.v1.Fleet/ListStations",
     codec(fleet_pb2.ListStationsRequest, lambda _: fleet_pb2.ListStationsRequest(), lambda _: None),
     codec(fleet_pb2.ListStationsResponse, _stations_to_wire, _stations_from_wire),
+)
+
+
+# -- enrolment ---------------------------------------------------------------------------------------------------
+
+
+def _enroll_to_wire(value: EnrollRequest) -> enroll_pb2.EnrollRequest:
+    return enroll_pb2.EnrollRequest(station=value.station, secret=value.secret, request=value.request)
+
+
+def _enroll_from_wire(m: enroll_pb2.EnrollRequest) -> EnrollRequest:
+    return EnrollRequest(m.station, m.request, m.secret)
+
+
+def _renew_to_wire(value: EnrollRequest) -> enroll_pb2.RenewRequest:
+    return enroll_pb2.RenewRequest(station=value.station, request=value.request)
+
+
+def _renew_from_wire(m: enroll_pb2.RenewRequest) -> EnrollRequest:
+    return EnrollRequest(m.station, m.request)
+
+
+def _issued_to_wire(value: IssuedCertificate) -> enroll_pb2.IssuedCertificate:
+    return enroll_pb2.IssuedCertificate(certificate=value.certificate, authority=value.authority)
+
+
+def _issued_from_wire(m: enroll_pb2.IssuedCertificate) -> IssuedCertificate:
+    return IssuedCertificate(m.certificate, m.authority)
+
+
+_ISSUED = codec(enroll_pb2.IssuedCertificate, _issued_to_wire, _issued_from_wire)
+
+ENROLL: Method[EnrollRequest, IssuedCertificate] = Method(
+    "/outstation.v1.Enrolment/Enroll", codec(enroll_pb2.EnrollRequest, _enroll_to_wire, _enroll_from_wire), _ISSUED
+)
+RENEW: Method[EnrollRequest, IssuedCertificate] = Method(
+    "/outstation.v1.Enrolment/Renew", codec(enroll_pb2.RenewRequest, _renew_to_wire, _renew_from_wire), _ISSUED
 )

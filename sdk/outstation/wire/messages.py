@@ -66,3 +66,20 @@ class StationEntry:
     station: str
     reported: Reported
     last_seen_unix_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class EnrollRequest:
+    """A device asks for its certificate; ``secret`` is empty when it renews with the one it has."""
+
+    station: str
+    request: str  # PKCS#10 in PEM
+    secret: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedCertificate:
+    """Both in PEM: the device's certificate, and the authority that signed it and the hub's."""
+
+    certificate: str
+    authority: str

@@ -53,6 +53,8 @@ MAX_HINT_BYTES = 1000
 _LOOK_INTERVAL = 0.05
 _NO_METHOD = "/outstation.Nobody/Nothing"
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+# A name that every hub's certificate holds, so that stations need not care by which address they reach it.
+HUB_NAME = "outstation-hub"
 _ERROR_KEY, _HINT_KEY = "outstation-error", "outstation-hint-bin"
 
 # Which status a server answers with; the first that matches wins.
