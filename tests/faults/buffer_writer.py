@@ -43,7 +43,9 @@ def write(buffer: Buffer, writer: int, number: int, seed: int) -> None:
             say(f"{writer} {number} {number + count - 1}")
         else:
             last = number + count - 1
-            receipt.add_done_callback(lambda done, first=number, last=last: say(f"{writer} {first} {last}"))
+            receipt.add_done_callback(
+                lambda done, first=number, last=last: say(f"{writer} {first} {last}") if done.error is None else None
+            )
         number += count
 
 
