@@ -26,7 +26,7 @@ soak: $(VENV)/.dev ## The long tests: hundreds of kills, cuts and faults
 check: $(VENV)/.dev ## Format, lint, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy && $(BIN)/mypy tests/typing
 	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.dev ## Format the code and mend what the linter can
