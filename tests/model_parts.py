@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from typer.testing import CliRunner, Result
 
 import tiny_models
+from outstation.cli.model import app
 from outstation.errors import CheckFailedError, LinkDownError, ModelNotFoundError, OutstationError
 from outstation.models.bundle import Draft
 from outstation.models.checking import CheckResult
@@ -260,3 +262,12 @@ def error_of(call: Callable[[], object]) -> OutstationError:
     except OutstationError as exc:
         return exc
     raise AssertionError("nothing was raised")
+
+
+def run(*arguments: str) -> Result:
+    """Call `outstation model` with *arguments*; an error of ours is raised."""
+    result = CliRunner().invoke(app, list(arguments))
+    if isinstance(result.exception, OutstationError):
+        raise result.exception
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result

@@ -4,11 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import tiny_models
-from model_parts import flip
-from outstation.cli.model import app
+from model_parts import flip, run
 from outstation.errors import InvalidInputError, OutstationError, RepositoryError
 
 
@@ -19,14 +17,6 @@ def desk(tmp_path, monkeypatch):
     (tmp_path / "m.onnx").write_bytes(tiny_models.scale(2.0))
     np.savez(tmp_path / "golden.npz", x=np.ones((2, 4), np.float32))
     return tmp_path
-
-
-def run(*arguments):
-    result = CliRunner().invoke(app, list(arguments))
-    if isinstance(result.exception, OutstationError):
-        raise result.exception
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def publish(version, *more):

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from outstation.cli import model_device
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.errors import InvalidInputError
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from outstation.models.repository import Published
 
 app = typer.Typer(
-    help="Make a signed repository, publish models to it, see and verify what it holds.", no_args_is_help=True
+    help="At the desk: make a signed repository, publish, list, verify, export. At the box: import, ls, pin and so on.",
+    no_args_is_help=True,
 )
 
 Keys = Annotated[Path, typer.Option("--keys", help="Folder of the signing keys; keep it away from the repository.")]
@@ -173,6 +175,9 @@ def import_(
 
     hand_in(folder, load_settings(settings, data).data_dir / "models")
     print(f"handed in {folder}; `outstation status` shows what became of it")
+
+
+model_device.add_to(app)
 
 
 def _checks(manifest: Manifest) -> list[str]:

@@ -22,7 +22,6 @@ from outstation.errors import (
     ModelLoadError,
     ModelNotFoundError,
     OutstationError,
-    SettingsError,
     UntrustedError,
 )
 from outstation.models.carry import MAX_INCOMING, Incoming
@@ -31,6 +30,7 @@ from outstation.models.device import this_device
 from outstation.models.fetch import FolderSource, Source
 from outstation.models.installer import Installer
 from outstation.models.manifest import MANIFEST
+from outstation.models.orders import OrderKind, read_order, waiting_orders
 from outstation.models.rollout import (
     ON_ITS_WAY,
     TURNED_DOWN,
@@ -39,20 +39,23 @@ from outstation.models.rollout import (
     Verdict,
     candidates,
     deserves_another_try,
+    is_sane,
     judge,
 )
 from outstation.models.store import InstalledModel, ModelStore
-from outstation.models.trust import Standing, Trust, TrustedRepository
-from outstation.models.versions import checked_version, is_version
+from outstation.models.trust import Standing, Trust, TrustedRepository, read_first_root
+from outstation.models.versions import checked_version
 from outstation.models.writer import StoreWriter
 from outstation.settings import ModelsSettings
-from outstation.types import LATEST, MODEL_NAME, Desired, DesiredModel, ModelPhase, ModelReport, checked_name
+from outstation.types import LATEST, MODEL_NAME, Desired, ModelPhase, ModelReport, checked_name
 
 # Seconds that one check of a version may take: loading and some hundred calls on a slow device.
 CHECK_TIMEOUT = 120.0
 # Seconds of silence from the source before a request is given up and tried again later.
 SOURCE_TIMEOUT = 30.0
 
+# Seconds between looks at what someone at the box may have left: orders, and models on a stick.
+POST_INTERVAL = 1.0
 # Phases whose bundle must be whole on the disk.
 _ON_DISK = frozenset({ModelPhase.VERIFIED, ModelPhase.STAGED, ModelPhase.PROBATION, ModelPhase.ACTIVE})
 
@@ -80,6 +83,7 @@ class Reconciler:
         self._store = store
         self._source = source
         self._incoming = Incoming(store.directory, source)
+        self._seen: set[Path] = set()
         self._checker = checker
         self._settings = settings
         self._clock = clock
@@ -102,7 +106,7 @@ class Reconciler:
 
         Raises SettingsError for the first trusted root, UntrustedError when that is no root, BufferLockedError.
         """
-        root = _read_root(self._settings.root)
+        root = read_first_root(self._settings.root)
         writer = self._store.claim()
         try:
             trusted = TrustedRepository(self._store.directory / "trust", root, self._clock)
@@ -186,9 +190,18 @@ class Reconciler:
                 self._wakeup.clear()
                 settled = self._guarded(self._look)
                 interval = self._settings.poll_interval if settled else self._settings.retry_interval
-                self._clock.wait(self._wakeup, min([interval, *self._remaining()]))
+                self._pause(min([interval, *self._remaining()]))
         except _Stopped:
             pass
+
+    def _pause(self, interval: float) -> None:
+        """Wait, but for nothing that someone at the box has left for us."""
+        until = self._clock.monotonic() + interval
+        while (left := until - self._clock.monotonic()) > 0:
+            if self._clock.wait(self._wakeup, min(left, POST_INTERVAL)):
+                return
+            if waiting_orders(self._store.directory) or set(self._incoming.folders()) - self._seen:
+                return
 
     def _guarded(self, step: Callable[[], bool]) -> bool:
         """Run *step*; False when it has to be repeated. Our thread ends for no error: nobody would start it again."""
@@ -233,8 +246,10 @@ class Reconciler:
     def _look(self) -> bool:
         """One round: what is wanted, what there is, and one step further for each model. True when all is settled."""
         self._take_wishes()
+        self._take_orders()
         self._judge_trials()
         incoming = self._incoming.folders()
+        self._seen = set(incoming)
         for folder in incoming:
             self._refresh(FolderSource(folder))
         reached = self._refresh(self._source)
@@ -253,7 +268,7 @@ class Reconciler:
         with self._mutex:
             desired, self._desired = self._desired, None
         if desired is not None:
-            desired = Desired(tuple(wanted for wanted in desired.models if _is_sane(wanted)), desired.revision)
+            desired = Desired(tuple(wanted for wanted in desired.models if is_sane(wanted)), desired.revision)
         wishes = {name: LATEST for name in self._settings.names if not self._model(name).wish}
         if desired is not None:
             wishes |= {wanted.name: wanted.version for wanted in desired.models}
@@ -262,6 +277,16 @@ class Reconciler:
                 wishes |= dict.fromkeys(gone, "")
         for name, wish in wishes.items():
             self._writer_().wish(name, wish)
+
+    def _take_orders(self) -> None:
+        for path in waiting_orders(self._store.directory):
+            order = read_order(path)
+            with self._mutex:
+                if order is not None and order.kind is OrderKind.PIN:
+                    self._writer_().pin(order.name, order.version)
+                elif order is not None and self._model(order.name).phase(order.version) in TURNED_DOWN:
+                    self._move(order.name, order.version, Event.FORGIVE, digest="")
+            path.unlink(missing_ok=True)
 
     def _refresh(self, source: Source) -> bool:
         try:
@@ -422,23 +447,3 @@ class Reconciler:
 
 class _Stopped(Exception):  # noqa: N818 - no error
     """We are being closed, or something else is wanted."""
-
-
-def _is_sane(wanted: DesiredModel) -> bool:
-    """Names become folders: what the far end wants is looked at like any input."""
-    sane = MODEL_NAME.fullmatch(wanted.name) is not None and (wanted.version == LATEST or is_version(wanted.version))
-    if not sane:
-        logger.warning("Models: %r %r is wanted, which is no name or no version.", wanted.name, wanted.version)
-    return sane
-
-
-def _read_root(path: str) -> bytes:
-    if not path:
-        raise SettingsError(
-            "models.repository is set, but not models.root.",
-            hint="Set models.root to a copy of the repository's metadata/1.root.json that you trust.",
-        )
-    try:
-        return Path(path).read_bytes()
-    except OSError as exc:
-        raise SettingsError(f"The first trusted root {path} (models.root) cannot be read: {exc.strerror}.") from exc

@@ -14,13 +14,16 @@ longer whole back to the start. What is refused, rejected or rolled back stays s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from enum import Enum
 
 import msgspec
 
-from outstation.models.versions import is_prerelease, newest_first, precedence
-from outstation.types import LATEST, ModelPhase, ModelReport, ModelVersionReport
+from outstation.models.versions import is_prerelease, is_version, newest_first
+from outstation.types import LATEST, MODEL_NAME, DesiredModel, ModelPhase, ModelReport, ModelVersionReport
+
+logger = logging.getLogger(__name__)
 
 
 class Event(str, Enum):
@@ -218,6 +221,9 @@ def judge(elapsed: float, period: float, calls: int, errors: int) -> Verdict:
     return Verdict.PROVED if elapsed >= period else Verdict.WAIT
 
 
-def is_newer(version: str, than: str) -> bool:
-    """Whether *version* is newer than *than*."""
-    return precedence(version) > precedence(than)
+def is_sane(wanted: DesiredModel) -> bool:
+    """Whether name and version are such. Names become folders: what the far end wants is looked at like any input."""
+    sane = MODEL_NAME.fullmatch(wanted.name) is not None and (wanted.version == LATEST or is_version(wanted.version))
+    if not sane:
+        logger.warning("Models: %r %r is wanted, which is no name or no version.", wanted.name, wanted.version)
+    return sane

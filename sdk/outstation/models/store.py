@@ -6,6 +6,7 @@ One process writes (the agent: :meth:`ModelStore.claim`), any number read. ``DIR
     blobs/SHA256                each file once, however many versions use it
     bundles/NAME/VERSION-DIGEST/  manifest.json and the files under their names (hard links to the blobs)
     parts/                      downloads in progress
+    orders/, incoming/          what someone at the box has left for the writer, see orders.py and carry.py
     trust/                      what is trusted of the repository, see trust.py
     lock                        held by the writer
 

@@ -31,6 +31,7 @@ from outstation.errors import (
     DeadlineError,
     ModelNotFoundError,
     RepositoryError,
+    SettingsError,
     UntrustedError,
     mapped_os_errors,
 )
@@ -269,3 +270,16 @@ def _read_floor(path: Path) -> int:
 def root_fingerprint(root: bytes) -> str:
     """The SHA-256 of a root.json, to compare by eye at enrolment."""
     return hashlib.sha256(root).hexdigest()
+
+
+def read_first_root(path: str) -> bytes:
+    """The bytes of the file that the setting models.root names; SettingsError when there is none."""
+    if not path:
+        raise SettingsError(
+            "models.repository is set, but not models.root.",
+            hint="Set models.root to a copy of the repository's metadata/1.root.json that you trust.",
+        )
+    try:
+        return Path(path).read_bytes()
+    except OSError as exc:
+        raise SettingsError(f"The first trusted root {path} (models.root) cannot be read: {exc.strerror}.") from exc
