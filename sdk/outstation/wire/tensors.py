@@ -100,8 +100,8 @@ class InferRequest:
             raw=bool(raw) or not message.inputs,
         )
         if raw and not message.id:  # one with an id has a beginning of its own each time
-            tensors = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs]
-            _BEGINNINGS.learn(data, replace(request, inputs={}), tensors)
+            kinds = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs]
+            _BEGINNINGS.learn(data, replace(request, inputs={}), kinds)
         return request
 
 
