@@ -11,7 +11,7 @@ from pathlib import Path
 
 from outstation.buffer import state as state_file
 from outstation.buffer.commit import Committer
-from outstation.buffer.encryption import plain_opener, plain_protector
+from outstation.buffer.encryption import Keys, Vault
 from outstation.buffer.frames import Balance
 from outstation.buffer.handles import LIMIT, Handles
 from outstation.buffer.lock import Lock
@@ -99,6 +99,8 @@ class Buffer:
         self._closing = False
         self._closed = False
         self._room = FolderRoom(directory, settings, clock, lambda: tuple(self._committers.values()))
+        self._keys = Keys.of(settings)
+        self._keys.confirm(directory, files)
         folders = sorted(path for path in (directory / STREAMS).iterdir() if STREAM_NAME.fullmatch(path.name))
         recovered = [self._recover(folder) for folder in folders if folder.is_dir()]
         self._steady = SteadyClock(clock, max((found.balance.time_unix_nano for found in recovered), default=0))
@@ -202,7 +204,7 @@ class Buffer:
 
     def _recover(self, folder: Path) -> Found:
         with mapped_os_errors(doing="open the stream", path=folder):
-            found = examine(folder, self.files, plain_opener)
+            found = examine(folder, self.files, Vault(folder.name, self._keys).open)
             if found.epoch == 0:
                 found.epoch = _new_epoch()
                 found.balance = found.balance._replace(epoch=found.epoch)
@@ -223,7 +225,8 @@ class Buffer:
         for segment in found.segments:
             if not segment.sealed:
                 segment.written_unix_nano = self._steady.now()  # nobody knows; later than it was keeps it longer
-        access = Access(self.files, found.epoch, plain_opener)
+        vault = Vault(name, self._keys)
+        access = Access(self.files, found.epoch, vault.open)
         stream = Stream(name, settings, self, found, access)
         limit = segment_limit(self.settings.segment_bytes, settings)
         segments = Log(
@@ -235,7 +238,7 @@ class Buffer:
             stream,
             segments,
             access=access,
-            protect=plain_protector,
+            protect=vault.protect,
             settings=self.settings,
             clock=self._steady,
             room=self._room,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from outstation.buffer.encryption import Keys, Vault
 from outstation.buffer.reading import Place, StoredBlock, read_chunk
 from outstation.buffer.recovery import Found, examine
 from outstation.buffer.segment import Access, Opener
@@ -63,7 +64,7 @@ class StreamView:
             yield from columns.records()
 
 
-def look(directory: Path, opener: Opener) -> list[StreamView]:
+def look(directory: Path, keys: Keys) -> list[StreamView]:
     """Every stream in the buffer's *directory*, by name. DiskError; InvalidInputError when there is no buffer."""
     folder = directory / STREAMS
     if not folder.is_dir():
@@ -72,7 +73,7 @@ def look(directory: Path, opener: Opener) -> list[StreamView]:
         )
     with mapped_os_errors(doing="read the buffer", path=folder):
         names = sorted(entry.name for entry in folder.iterdir() if STREAM_NAME.fullmatch(entry.name))
-        return [_look_at(folder / name, opener) for name in names]
+        return [_look_at(folder / name, Vault(name, keys).open) for name in names]
 
 
 def _look_at(folder: Path, opener: Opener) -> StreamView:

@@ -32,7 +32,8 @@ def list_streams(settings: SettingsPath = None, data: DataDir = None) -> None:
 
 
 def _views(settings: Path | None, data: Path | None) -> list[StreamView]:
-    from outstation.buffer.encryption import plain_opener  # noqa: PLC0415  a quick --help
+    from outstation.buffer.encryption import Keys  # noqa: PLC0415  a quick --help
     from outstation.buffer.view import look  # noqa: PLC0415
 
-    return look(load_settings(settings, data).data_dir / "buffer", plain_opener)
+    known = load_settings(settings, data)
+    return look(known.data_dir / "buffer", Keys.of(known.buffer))
