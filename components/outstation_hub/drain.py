@@ -23,6 +23,7 @@ log = logging.getLogger("outstation.hub")
 _RETRY_FIRST, _RETRY_CEILING = 0.5, 30.0
 # Blocks in one batch, beside its bound in bytes: what one turn of the loop costs must stay in seconds.
 MAX_BATCH_BLOCKS = 10_000
+MAX_QUARANTINED = 1000
 _MAX_TIME = (1 << 63) - 1  # nanoseconds; what sinks can hold
 
 
@@ -66,6 +67,7 @@ class Drain:
         self._quarantine = folder / f"{sink.name}.quarantine"
         self._cursor = max(self._load_cursor(), inbox.acknowledged)
         self._stopping = threading.Event()
+        self.damaged = len(list(self._quarantine.glob("*.oblk")))  # blocks that could not be opened
         self._failure = ""
         self._thread = threading.Thread(target=self._run, name=f"outstation-hubserver-{sink.name}", daemon=True)
 
@@ -145,7 +147,10 @@ class Drain:
         return batch
 
     def _set_aside(self, record: Record, reason: str) -> None:
-        """Keep a block whose checksum is right and whose inside is not: its station had confirmed it, wrongly built."""
+        """Keep a block whose checksum is right and whose inside is not, for whoever built it wrongly to look at."""
+        self.damaged += 1
+        if self.damaged > MAX_QUARANTINED:
+            return  # enough to see what is wrong; a hostile station must not fill the disk with the rest
         make_directories(self._quarantine)
         name = f"{record.attributes.get(STATION, '')}.{record.attributes.get(STREAM, '')}.{record.sequence}"
         write_atomically(self._quarantine / f"{name}.oblk", record.payload)
