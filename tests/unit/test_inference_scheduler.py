@@ -1,0 +1,170 @@
+"""Which calls are computed where and together; and that no caller suffers from another's input."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import tiny_models
+from outstation.errors import DeadlineError, InvalidInputError, ModelNotFoundError, ProviderUnavailableError
+from outstation.inference.host import FixedModels
+from outstation.inference.loading import load_file
+from outstation.inference.model import Model
+from outstation.settings import BatchingSettings, InferenceSettings
+from outstation.wire.tensors import InferRequest
+from outstation_inference.scheduler import Scheduler
+from outstation_inference.service import InferenceService
+from support import wait_until
+
+
+class Job:
+    """A call that remembers what became of it."""
+
+    def __init__(self, x, *, model="m", outputs=(), deadline=None):
+        self.arrived = time.monotonic()
+        self.model_hint = model
+        self.size_bytes = 100
+        self.deadline = deadline
+        self.cancelled = False
+        self.outcome = None
+        self._request = InferRequest(model, {"x": np.asarray(x, np.float32)}, outputs=outputs)
+
+    def request(self):
+        return self._request
+
+    def answer(self, response):
+        assert self.outcome is None
+        self.outcome = response
+
+    def fail(self, error):
+        assert self.outcome is None
+        self.outcome = error
+
+
+@pytest.fixture
+def version(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(tiny_models.scale(2))
+    return load_file(path)
+
+
+@pytest.fixture
+def scheduled(version):
+    made = []
+
+    def make(**settings):
+        service = InferenceService(FixedModels((Model("m", version),)))
+        scheduler = Scheduler(service, InferenceSettings(**settings))
+        made.append(scheduler)
+        return scheduler, service
+
+    yield make
+    for scheduler in made:
+        scheduler.close()
+
+
+def rows(*lengths):
+    return [np.full((length, 4), number, np.float32) for number, length in enumerate(lengths, 1)]
+
+
+def runs(service):
+    return service._counts["m"].executions
+
+
+BATCHED = {"m": BatchingSettings(max_calls=4)}
+
+
+def quick(scheduler):
+    """The model was called often enough to be known as quick."""
+    scheduler._typical["m"] = 1e-5
+
+
+def test_calls_that_came_together_run_together_and_keep_their_rows(scheduled):
+    scheduler, service = scheduled(batching=BATCHED)
+    quick(scheduler)
+    jobs = [Job(x) for x in rows(1, 3, 2, 0, 1)]
+    scheduler.submit(jobs)
+    for number, (job, length) in enumerate(zip(jobs, (1, 3, 2, 0, 1), strict=True), 1):
+        assert job.outcome.outputs["y"].tolist() == [[2.0 * number] * 4] * length
+    assert runs(service) == 2
+    assert service._counts["m"].calls == 5
+
+
+def test_without_the_setting_nothing_runs_together(scheduled):
+    scheduler, service = scheduled()
+    quick(scheduler)
+    scheduler.submit([Job(x) for x in rows(1, 1, 1)])
+    assert runs(service) == 3
+
+
+def test_calls_that_differ_in_shape_or_outputs_run_apart(scheduled):
+    scheduler, service = scheduled(batching=BATCHED)
+    quick(scheduler)
+    jobs = [Job(np.ones((1, 4))), Job(np.ones((1, 4)), outputs=("y",)), Job(np.ones((1, 5)))]
+    scheduler.submit(jobs)
+    assert [type(job.outcome).__name__ for job in jobs] == ["InferResponse", "InferResponse", "InvalidInputError"]
+    assert runs(service) == 3
+
+
+def test_one_wrong_call_fails_alone(scheduled):
+    scheduler, _ = scheduled(batching=BATCHED)
+    quick(scheduler)
+    jobs = [Job(np.ones((1, 4))), Job(np.ones((1, 3))), Job(np.ones((1, 4)), model="other"), Job(np.ones((1, 4)))]
+    scheduler.submit(jobs)
+    assert isinstance(jobs[1].outcome, InvalidInputError)
+    assert isinstance(jobs[2].outcome, ModelNotFoundError)
+    assert jobs[0].outcome.outputs["y"].tolist() == jobs[3].outcome.outputs["y"].tolist() == [[2.0] * 4]
+
+
+def test_a_call_whose_caller_has_gone_or_whose_time_is_up_is_not_computed(scheduled):
+    scheduler, service = scheduled()
+    quick(scheduler)
+    gone, late = Job(np.ones((1, 4))), Job(np.ones((1, 4)), deadline=time.monotonic() - 1)
+    gone.cancelled = True
+    scheduler.submit([gone, late])
+    assert gone.outcome is None
+    assert isinstance(late.outcome, DeadlineError)
+    assert "m" not in service._counts
+
+
+def test_what_is_not_known_to_be_quick_goes_to_the_workers_and_those_to_a_bounded_queue(scheduled, monkeypatch):
+    scheduler, service = scheduled(workers=1, queue=2)
+    hold = threading.Event()
+    on = []
+    find = service.version_for
+
+    def held(request):
+        on.append(threading.current_thread().name)
+        hold.wait(10)
+        return find(request)
+
+    monkeypatch.setattr(service, "version_for", held)
+    jobs = [Job(np.ones((1, 4))) for _ in range(6)]
+    scheduler.submit(jobs[:1])
+    wait_until(lambda: on)
+    scheduler.submit(jobs[1:])
+    assert [isinstance(job.outcome, ProviderUnavailableError) for job in jobs] == [False] * 3 + [True] * 3
+    hold.set()
+    wait_until(lambda: scheduler.idle)
+    assert set(on) == {"outstation-inference-0"}
+    assert all(job.outcome.outputs["y"].tolist() == [[2.0] * 4] for job in jobs[:3])
+
+
+def test_a_delay_gathers_calls_that_come_one_after_the_other(scheduled):
+    scheduler, service = scheduled(batching={"m": BatchingSettings(max_calls=3, delay=30.0)})
+    jobs = [Job(x) for x in rows(1, 1, 1)]
+    for job in jobs:
+        scheduler.submit([job])
+    wait_until(lambda: all(job.outcome for job in jobs))  # the third makes it full: nobody waits 30 s
+    assert runs(service) == 1
+
+
+def test_close_computes_what_was_accepted(scheduled):
+    scheduler, _ = scheduled(workers=1)
+    jobs = [Job(np.ones((1, 4))) for _ in range(20)]
+    scheduler.submit(jobs)
+    scheduler.close()
+    assert all(job.outcome.outputs["y"].shape == (1, 4) for job in jobs)
