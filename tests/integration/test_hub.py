@@ -555,7 +555,7 @@ def test_reports_of_a_station_are_bounded(hub, tmp_path):
 
 def test_an_operator_must_be_near_when_there_are_no_certificates():
     class Far:
-        common_name = None
+        common_name = certificate = None
         peer = "ipv4:10.0.0.7:1234"
 
     with pytest.raises(AccessDeniedError):
