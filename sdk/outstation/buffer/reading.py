@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from outstation.buffer.segment import Access, Damage, Frame, Segment, body_of, open_for_reading, walk
 from outstation.errors import CorruptBlockError
+from outstation.types import Record
 from outstation.wire.block import HEADER_BYTES, BlockHeader, Columns, decode_body
 
 # What one read brings into memory, unless a single block is larger: many small blocks, or a few usual ones.
@@ -42,13 +44,50 @@ class Chunk(NamedTuple):
     damaged: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A range of time stamps, both ends included."""
+
+    since_unix_nano: int = 0
+    until_unix_nano: int = (1 << 63) - 1
+
+    def touches(self, part: BlockHeader | Segment) -> bool:
+        """Whether *part* may hold a record of this time."""
+        return part.latest_unix_nano >= self.since_unix_nano and part.earliest_unix_nano <= self.until_unix_nano
+
+    def holds(self, record: Record) -> bool:
+        return self.since_unix_nano <= record.time_unix_nano <= self.until_unix_nano
+
+
+ALWAYS = Period()
+
+
+def period_of(since_unix_nano: int | None, until_unix_nano: int | None) -> Period:
+    """The range with the ends that are given."""
+    if since_unix_nano is None and until_unix_nano is None:
+        return ALWAYS
+    return Period(
+        ALWAYS.since_unix_nano if since_unix_nano is None else since_unix_nano,
+        ALWAYS.until_unix_nano if until_unix_nano is None else until_unix_nano,
+    )
+
+
+def records_of(blocks: Iterable[StoredBlock], after: int, period: Period) -> Iterator[Record]:
+    """The records of *blocks* with a number greater than *after* and a time within *period*, in order."""
+    for block in blocks:
+        columns = block.columns()
+        if block.header.first_sequence <= after:
+            columns = columns.after(after)
+        yield from columns.records() if period is ALWAYS else filter(period.holds, columns.records())
+
+
 def find_segment(segments: Sequence[Segment], after: int) -> Segment | None:
     """The first segment that holds a record with a number greater than *after*."""
     place = bisect_right(segments, after, key=lambda segment: segment.last_sequence)
     return segments[place] if place < len(segments) else None
 
 
-def read_chunk(access: Access, segment: Segment, place: Place, after: int) -> Chunk:
+def read_chunk(access: Access, segment: Segment, place: Place, after: int, period: Period = ALWAYS) -> Chunk:
     """Blocks of *segment* that end after *after*. FileNotFoundError when it was removed meanwhile; OSError."""
     blocks: list[StoredBlock] = []
     size, damaged = 0, False
@@ -60,7 +99,7 @@ def read_chunk(access: Access, segment: Segment, place: Place, after: int) -> Ch
                 damaged, offset = True, piece.end
                 continue
             head = piece.head
-            if isinstance(head, BlockHeader) and head.last_sequence > after:
+            if isinstance(head, BlockHeader) and head.last_sequence > after and period.touches(head):
                 block = _open_block(access, fd, piece, segment.serial)
                 damaged = damaged or block is None
                 if block is not None:

@@ -23,7 +23,17 @@ from outstation.buffer.checks import (
     record_sizes,
 )
 from outstation.buffer.frames import Balance
-from outstation.buffer.reading import Chunk, Place, StoredBlock, find_segment, read_chunk
+from outstation.buffer.reading import (
+    ALWAYS,
+    Chunk,
+    Period,
+    Place,
+    StoredBlock,
+    find_segment,
+    period_of,
+    read_chunk,
+    records_of,
+)
 from outstation.buffer.receipt import Batch, Receipt
 from outstation.buffer.recovery import Found, count_after
 from outstation.buffer.segment import Access, Segment
@@ -474,6 +484,12 @@ class Stream:
             ]
             self._replace_segment(segment)
 
+    def suspect(self, serials: set[int]) -> None:
+        """Have the segments of these serials read through and written again without what is damaged."""
+        with self._lock:
+            self.suspects |= serials & {segment.serial for segment in self.segments}
+            self._host.note(self, 0.0)
+
     def look_again(self, delay: float) -> None:
         """Have the commit thread look after the stream in *delay* seconds, whether or not anything is appended."""
         with self._lock:
@@ -526,23 +542,49 @@ class Stream:
 
         A block may begin at or before *after*: trim it. Numbers may be missing (evicted, expired, thinned, corrupt):
         the ledger says why. Damaged blocks are passed over, moved to quarantine and counted soon after. Holds no
-        file open between two blocks and at most 256 KiB or one block in memory. Raises DiskError.
+        file open between two blocks and at most 256 KiB or one block in memory. Raises DiskError, DecryptionError.
         """
+        return self._blocks(after, ALWAYS)
+
+    def read(
+        self, after: int = 0, *, since_unix_nano: int | None = None, until_unix_nano: int | None = None
+    ) -> Iterator[Record]:
+        """The committed records with a number greater than *after*, in order of their numbers; as :meth:`blocks`.
+
+        With a time range, both ends included, only those whose time stamp lies in it; blocks and segments outside
+        it are not read.
+        """
+        period = period_of(since_unix_nano, until_unix_nano)
+        return records_of(self._blocks(after, period), after, period)
+
+    def tail(self, after: int | None = None, *, timeout: float | None = None) -> Iterator[Record]:
+        """As :meth:`read`, and then each record as it is committed.
+
+        Begins after *after*, or (None) with what is committed from now on. Ends when nothing has come for *timeout*
+        seconds (None: never), or when the stream is closed. For threads of the reader's own: it waits in between.
+        """
+        position = self.last_sequence if after is None else after
         while True:
-            chunk = self._chunk(after)
+            for record in self.read(position):
+                position = record.sequence
+                yield record
+            if not self._await_more(position, timeout):
+                return
+
+    def _await_more(self, after: int, timeout: float | None) -> bool:
+        """Wait for a record after *after*; False when none came in time, or none can come."""
+        with self._lock:
+            self._settled.wait_for(lambda: self._closed or self.last_sequence > after, timeout)
+            return self.last_sequence > after
+
+    def _blocks(self, after: int, period: Period) -> Iterator[StoredBlock]:
+        while True:
+            chunk = self._chunk(after, period)
             if chunk is None:
                 return
             for block in chunk.blocks:
                 after = block.header.last_sequence
                 yield block
-
-    def read(self, after: int = 0) -> Iterator[Record]:
-        """The committed records with a number greater than *after*, in order; otherwise as :meth:`blocks`."""
-        for block in self.blocks(after):
-            columns = block.columns()
-            if block.header.first_sequence <= after:
-                columns = columns.after(after)
-            yield from columns.records()
 
     def acknowledge(self, through: int) -> None:
         """Move the cursor to *through*: every record up to it is safe elsewhere and may be removed here.
@@ -603,8 +645,9 @@ class Stream:
                 raise from_os_error(exc, doing="read the stream", path=segment.path) from exc
         return total
 
-    def _chunk(self, after: int) -> Chunk | None:
+    def _chunk(self, after: int, period: Period = ALWAYS) -> Chunk | None:
         """The next blocks that end after *after*, or None at the end."""
+        missing: Segment | None = None
         while True:
             with self._lock:
                 segment = find_segment(self.segments, after)
@@ -613,10 +656,17 @@ class Stream:
                 place = self._places.get(after)
                 if place is None or place[:2] != (segment.serial, segment.generation):
                     place = Place(segment.serial, segment.generation, 0)
+            if segment.count == 0 or not period.touches(segment) or segment is missing:
+                after = segment.last_sequence
+                continue
             try:
-                chunk = read_chunk(self._access, segment, place, after)
+                chunk = read_chunk(self._access, segment, place, after, period)
             except FileNotFoundError:
-                continue  # removed or rewritten meanwhile: the list of segments says what is there now
+                # Removed meanwhile: the list says what is there now. If it still names the file, somebody else did it.
+                if segment is self._listed(segment.serial):
+                    missing = segment
+                    self._suspect(segment)
+                continue
             except OSError as exc:
                 raise from_os_error(exc, doing="read the stream", path=segment.path) from exc
             if chunk.damaged:
@@ -626,6 +676,9 @@ class Stream:
                 return chunk
             after = segment.last_sequence
 
+    def _listed(self, serial: int) -> Segment | None:
+        return next((segment for segment in self.segments if segment.serial == serial), None)
+
     def _remember(self, after: int, place: Place) -> None:
         with self._lock:
             self._places[after] = place
@@ -633,6 +686,4 @@ class Stream:
                 self._places.popitem(last=False)
 
     def _suspect(self, segment: Segment) -> None:
-        with self._lock:
-            self.suspects.add(segment.serial)
-            self._host.note(self, 0.0)
+        self.suspect({segment.serial})
