@@ -40,6 +40,16 @@ def test_a_repository_is_made_published_to_listed_and_verified(desk):
     assert "5 files of 2 versions" in run("verify", "repo").output
 
 
+def test_a_version_is_withdrawn_and_the_repository_refreshed(desk):
+    run("init", "repo", "--keys", "keys")
+    publish("1.0.0")
+    where = ("--repository", "repo", "--keys", "keys")
+    assert "withdrew pump 1.0.0" in run("yank", "pump", "1.0.0", "--reason", "wrong scaler", *where).output
+    assert "wrong scaler" in run("list", "repo").output
+    assert "fresh for 90 days more" in run("refresh", "repo", "--keys", "keys").output
+    assert run("verify", "repo").exit_code == 0
+
+
 def test_list_and_verify_speak_json(desk):
     run("init", "repo", "--keys", "keys")
     publish("1.0.0", "--metric", "accuracy=0.97", "--metric", "recall=0.9")
@@ -110,6 +120,6 @@ def test_an_empty_folder_is_no_repository(desk):
             run(command, "empty")
 
 
-@pytest.mark.parametrize("command", ["init", "publish", "list", "verify"])
+@pytest.mark.parametrize("command", ["init", "publish", "list", "verify", "refresh", "yank"])
 def test_every_command_explains_itself_with_an_example(command):
     assert "Example: outstation model" in " ".join(run(command, "--help").output.split())

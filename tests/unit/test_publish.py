@@ -21,6 +21,7 @@ from outstation.errors import (
     InvalidNameError,
     ManifestError,
     ModelLoadError,
+    ModelNotFoundError,
     RepositoryError,
     UntrustedError,
 )
@@ -306,6 +307,36 @@ def test_an_uninterrupted_publish_has_exactly_the_steps_that_are_tested(desk, mo
         monkeypatch.setattr(publishing, name, lambda *a, f=function, **o: (steps.append(1), f(*a, **o))[1])
     desk.publish("1.0.0")
     assert len(steps) == 7
+
+
+# -- afterwards --------------------------------------------------------------------------------------------------
+
+
+def test_a_refresh_needs_the_timestamps_key_alone_and_gains_time(desk, tmp_path):
+    desk.publish("1.0.0")
+    later = datetime.datetime.now(UTC) + datetime.timedelta(days=80)
+    for name in ("root1", "root2", "root3", "targets", "snapshot"):
+        (desk.keys / f"{name}.pem").unlink()
+    publishing.refresh(desk.repository, keys=desk.keys, clock=FakeClock(time_unix_nano=int(later.timestamp()) * 10**9))
+    assert list(Repository(desk.repository).problems(later + datetime.timedelta(days=89))) == []
+    assert Repository(desk.repository).versions() == [("pump", "1.0.0")]
+
+
+def test_a_withdrawn_version_stays_listed_with_its_reason_and_is_not_offered(desk, tmp_path):
+    for version in ("1.0.0", "2.0.0"):
+        desk.publish(version)
+    where = {"repository": desk.repository, "keys": desk.keys}
+    publishing.yank("pump", "2.0.0", "wrong scaler", **where)
+    assert problems(desk) == []
+    assert Repository(desk.repository).published("pump", "2.0.0").withdrawn == "wrong scaler"
+    clock = FakeClock(time_unix_nano=int(datetime.datetime.now(UTC).timestamp()) * 10**9)
+    reader = TrustedRepository(tmp_path / "trust", desk.root.read_bytes(), clock)
+    reader.refresh(FolderSource(desk.repository), 5.0)
+    assert reader.versions("pump") == ("1.0.0",)
+    with pytest.raises(ModelNotFoundError):
+        publishing.yank("pump", "3.0.0", "no such", **where)
+    with pytest.raises(InvalidInputError, match="for a reason"):
+        publishing.yank("pump", "1.0.0", " ", **where)
 
 
 # -- foreign clients ---------------------------------------------------------------------------------------------

@@ -102,6 +102,38 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
     print(f"a device will check: {', '.join(_checks(manifest))}")
 
 
+@app.command("refresh")
+def refresh(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphrase = None) -> None:
+    """Sign the timestamp anew, so that stations go on calling the repository fresh; needs timestamp.pem only.
+
+    Example: outstation model refresh ./repository --keys ./keys
+    """
+    from outstation.models.publish import LIFETIMES  # noqa: PLC0415
+    from outstation.models.publish import refresh as sign_again  # noqa: PLC0415
+
+    sign_again(repository, keys=keys, passphrase=_passphrase(passphrase_file))
+    print(f"{repository} is fresh for {LIFETIMES['timestamp'] / 86400:g} days more")
+
+
+@app.command("yank")
+def yank(  # noqa: PLR0917 - as above
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    version: Annotated[str, typer.Argument(metavar="VERSION", show_default=False)],
+    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    keys: Keys,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is signed and shown.")],
+    passphrase_file: Passphrase = None,
+) -> None:
+    """Withdraw a version: stations that take the latest go back to the one before.
+
+    Example: outstation model yank meter 2.0.0 --reason "wrong scaler" --repository ./repository --keys ./keys
+    """
+    from outstation.models.publish import yank as withdraw  # noqa: PLC0415
+
+    withdraw(name, version, reason, repository=repository, keys=keys, passphrase=_passphrase(passphrase_file))
+    print(f"withdrew {name} {version}: {reason}")
+
+
 @app.command("list")
 def list_(repository: RepositoryFolder, as_json: AsJson = False) -> None:
     """Show what a repository holds. Example: outstation model list ./repository"""

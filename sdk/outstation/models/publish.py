@@ -20,9 +20,9 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetF
 
 from outstation.clock import Clock, SystemClock
 from outstation.durable import make_directories, move_atomically, write_atomically
-from outstation.errors import InvalidInputError, RepositoryError, mapped_os_errors
+from outstation.errors import InvalidInputError, ModelNotFoundError, RepositoryError, mapped_os_errors
 from outstation.models.bundle import Draft, make_bundle
-from outstation.models.chain import SIGNED_AT, SIGNED_AT_FORMAT
+from outstation.models.chain import SIGNED_AT, SIGNED_AT_FORMAT, YANKED, custom
 from outstation.models.keys import ONLINE_ROLES, ROOT_KEYS, ROOT_THRESHOLD, make_keys, read_key
 from outstation.models.manifest import MANIFEST, Manifest, encode_manifest
 from outstation.models.repository import Repository
@@ -105,6 +105,41 @@ def publish(
         return manifest
 
 
+def refresh(repository: Path, *, keys: Path, passphrase: bytes | None = None, clock: Clock = SystemClock()) -> None:
+    """Sign the timestamp anew, so that devices go on calling the repository fresh. Needs the timestamp's key only."""
+    with _only_publisher(repository):
+        desk = Repository(repository)
+        signers = _signers(desk, keys, passphrase, ("timestamp",))
+        old = desk.chain.timestamp
+        _write_timestamp(repository, signers, old.version + 1, old.snapshot_meta, _now(clock))
+
+
+def yank(
+    name: str,
+    version: str,
+    reason: str,
+    *,
+    repository: Path,
+    keys: Path,
+    passphrase: bytes | None = None,
+    clock: Clock = SystemClock(),
+) -> None:
+    """Withdraw a version: devices that take "latest" go back to the one before. The files stay, the reason is signed.
+
+    ModelNotFoundError if it is not published, InvalidInputError without a reason.
+    """
+    if not reason.strip():
+        raise InvalidInputError("A version is withdrawn for a reason: stations report it.")
+    with _only_publisher(repository):
+        desk = Repository(repository)
+        if (name, version) not in desk.versions():
+            raise ModelNotFoundError(f"{repository} holds no {name} {version}.", hint="See `outstation model list`.")
+        targets = desk.chain.targets
+        target = targets.targets[f"{name}/{version}/{MANIFEST}"]
+        target.unrecognized_fields["custom"] = {**custom(target), YANKED: reason.strip()}
+        _write_next(desk, _signers(desk, keys, passphrase), targets, clock)
+
+
 def _write_next(desk: Repository, signers: Mapping[str, Any], targets: Targets, clock: Clock) -> None:
     targets.version += 1
     _write_state(
@@ -135,17 +170,25 @@ def _write_state(
     snapshot = Snapshot(version=snapshot_version, expires=_expiry("snapshot", now), meta=meta)
     data = _signed(snapshot, signers["snapshot"])
     write_atomically(metadata / f"{snapshot.version}.snapshot.json", data)
+    _write_timestamp(folder, signers, timestamp_version, _meta(snapshot, data), now)
+
+
+def _write_timestamp(
+    folder: Path, signers: Mapping[str, Any], version: int, snapshot_meta: MetaFile, now: datetime.datetime
+) -> None:
     timestamp = Timestamp(
-        version=timestamp_version,
+        version=version,
         expires=_expiry("timestamp", now),
-        snapshot_meta=_meta(snapshot, data),
+        snapshot_meta=snapshot_meta,
         unrecognized_fields={SIGNED_AT: now.strftime(SIGNED_AT_FORMAT)},
     )
-    write_atomically(metadata / "timestamp.json", _signed(timestamp, signers["timestamp"]))
+    write_atomically(folder / "metadata" / "timestamp.json", _signed(timestamp, signers["timestamp"]))
 
 
-def _signers(desk: Repository, keys: Path, passphrase: bytes | None) -> dict[str, Any]:
-    signers = {role: read_key(keys, role, passphrase) for role in ONLINE_ROLES}
+def _signers(
+    desk: Repository, keys: Path, passphrase: bytes | None, roles: tuple[str, ...] = ONLINE_ROLES
+) -> dict[str, Any]:
+    signers = {role: read_key(keys, role, passphrase) for role in roles}
     for role, signer in signers.items():
         if signer.public_key.keyid not in desk.chain.root.roles[role].keyids:
             raise RepositoryError(
