@@ -389,7 +389,7 @@ def _taken(tensor: Any, name: str, raw: bytes | None) -> Array:
     """The array of *tensor*, from *raw* when that is its bytes, else from its typed contents."""
     shape = tuple(tensor.shape)
     if raw is not None:
-        if tensor.HasField("contents"):
+        if tensor.contents.ListFields():  # empty contents beside raw ones are what some servers send
             raise InvalidInputError(f"{name} has raw and typed contents; the protocol allows one of them.")
         return from_raw(name, tensor.datatype, shape, raw)
     return _typed(name, tensor.datatype, shape, tensor.contents)

@@ -1,0 +1,204 @@
+"""Inference: what a call costs in the process and over gRPC, beside a minimal grpcio server and MLServer.
+
+The load comes from h2load (apt: nghttp2-client), a program in C, so that no Python client is the wall; every server
+gets the same bytes. Servers run one after the other; each is asked once with a real client first, so that only right
+answers are measured. MLServer is installed into an environment of its own below build/bench.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import report
+from report import Row
+
+from outstation.inference.loading import load_file
+from outstation.inference.model import Model
+from outstation.inference.remote import RemoteModels
+from outstation.wire.tensors import InferRequest
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+import inference_peers as peers
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "examples/meter-reading/models/v2.onnx"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+PORT = 18_731
+TINY = {"image": np.ones((1, 8, 8), np.float32)}
+LARGE = {"image": np.ones((1, 3, 224, 224), np.float32)}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A started server: where it is, how long it took to answer, what it holds in memory."""
+
+    port: int
+    pid: int
+    ready: float
+
+    @property
+    def resident_bytes(self) -> int:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+@contextmanager
+def started(command: list[str], port: int, name: str, inputs: dict[str, np.ndarray]) -> Iterator[Server]:
+    begin = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with RemoteModels(f"127.0.0.1:{port}") as models:
+            while True:
+                try:
+                    models.infer(InferRequest(name, inputs), 5.0)
+                    break
+                except Exception:
+                    if process.poll() is not None or time.monotonic() - begin > 60:
+                        raise
+                    time.sleep(0.01)
+        yield Server(port, process.pid, time.monotonic() - begin)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def load(server: Server, body: Path, calls: int, clients: int) -> tuple[float, float]:
+    """Median latency in seconds, and calls a second."""
+    with tempfile.NamedTemporaryFile() as log:
+        command = ["h2load", "-n", str(calls), "-c", str(clients), "-m", "1", "-d", str(body)]
+        command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"--log-file={log.name}"]
+        begin = time.monotonic()
+        subprocess.run([*command, f"http://127.0.0.1:{server.port}{INFER}"], check=True, stdout=subprocess.DEVNULL)
+        took = time.monotonic() - begin
+        rows = [line.split("\t") for line in Path(log.name).read_text().splitlines()]
+    answered = [int(latency) / 1e6 for _, status, latency in rows if status == "200"]
+    if len(answered) != calls:
+        raise SystemExit(f"{calls - len(answered)} of {calls} calls were not answered")
+    return statistics.median(answered), calls / took
+
+
+def medians(functions: list[Callable[[], object]], calls: int) -> list[float]:
+    """The median time of each, taken in turns so that the machine's moods hit all alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(calls):
+        for function, taken in zip(functions, times, strict=True):
+            begin = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - begin)
+    return [statistics.median(taken) for taken in times]
+
+
+def bare(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def in_process(scale: float) -> list[Row]:
+    session = bare(DIGITS)
+    names = [output.name for output in session.get_outputs()]
+    with Model("meter-digits", load_file(DIGITS)) as model:
+        ours, theirs = medians(
+            [lambda: model.run(TINY), lambda: session.run(names, TINY)], max(200, round(20_000 * scale))
+        )
+    return [
+        Row("Model.run over a bare run, tiny net, median", (ours - theirs) * 1e6, reach=10, smaller=True, unit="µs")
+    ]
+
+
+def body(folder: Path, name: str, inputs: dict[str, np.ndarray]) -> Path:
+    data = InferRequest(name, inputs).pack()
+    path = folder / f"{name}.bin"
+    path.write_bytes(struct.pack(">BI", 0, len(data)) + data)
+    return path
+
+
+def ours_command(model: Path, name: str, port: int, *more: str) -> list[str]:
+    command = [sys.executable, "-m", "outstation", "inference", "--model", str(model), "--name", name]
+    return [*command, "--listen", f"127.0.0.1:{port}", *more]
+
+
+def tiny_net(folder: Path, scale: float) -> list[Row]:
+    name, calls = "meter-digits", max(500, round(10_000 * scale))
+    question = body(folder, name, TINY)
+    commands = {
+        "ours": ours_command(DIGITS, name, PORT),
+        "batched": ours_command(DIGITS, name, PORT, "--batch", "16"),
+        "minimal grpcio": peers.minimal_command(DIGITS, name, PORT),
+        "MLServer": peers.mlserver_command(DIGITS, name, PORT),
+    }
+    one: dict[str, float] = {}
+    eight: dict[str, float] = {}
+    ready: dict[str, float] = {}
+    memory: dict[str, float] = {}
+    for server_name, command in commands.items():
+        if command is None:
+            continue
+        share = calls if server_name != "MLServer" else calls // 4
+        with started(command, PORT, name, TINY) as server:
+            load(server, question, share // 10, 1)
+            one[server_name], _ = load(server, question, share, 1)
+            _, eight[server_name] = load(server, question, share * 2, 8)
+            ready[server_name], memory[server_name] = server.ready, server.resident_bytes / 2**20
+    rows: list[Row] = []
+    for peer, latency, throughput in (("minimal grpcio", 1.0, 1.5), ("MLServer", 0.6, 3.0)):
+        if peer not in one:
+            continue
+        rows += [
+            Row("gRPC, one client, median", one["ours"] * 1e6, peer, one[peer] * 1e6, latency, smaller=True, unit="µs"),
+            Row("gRPC, eight clients", eight["ours"], peer, eight[peer], None, unit="calls/s"),
+            Row("gRPC, eight clients, batched", eight["batched"], peer, eight[peer], throughput, unit="calls/s"),
+            Row(
+                "memory after the load",
+                memory["ours"],
+                peer,
+                memory[peer],
+                0.6 if peer == "MLServer" else None,
+                True,
+                "MiB",
+            ),
+        ]
+    return [*rows, Row("from start to the first answer", ready["ours"], reach=1.5, smaller=True, unit="s")]
+
+
+def large_net(folder: Path, scale: float) -> list[Row]:
+    path = folder / "mobilenet.onnx"
+    peers.write_mobilenet(path)
+    session = bare(path)
+    calls = max(20, round(200 * scale))
+    question = body(folder, "mobilenet", LARGE)
+    with started(ours_command(path, "mobilenet", PORT), PORT, "mobilenet", LARGE) as server:
+        load(server, question, 10, 1)
+        # By turns in short pieces: what the machine does meanwhile hits both alike.
+        served, alone = [], []
+        for _ in range(10):
+            served.append(load(server, question, max(2, calls // 10), 1)[0])
+            alone += medians([lambda: session.run(["scores"], LARGE)], max(2, calls // 10))
+    extra = (statistics.median(served) - statistics.median(alone)) * 1000
+    return [
+        Row("MobileNetV2-shaped net, bare run, median", statistics.median(alone) * 1000, unit="ms"),
+        Row("the same over gRPC, beyond the bare run", extra, reach=1.5, smaller=True, unit="ms"),
+    ]
+
+
+def run(scale: float) -> list[Row]:
+    if shutil.which("h2load") is None:
+        raise SystemExit("h2load makes the load: apt-get install nghttp2-client")
+    with tempfile.TemporaryDirectory() as folder:
+        return in_process(scale) + tiny_net(Path(folder), scale) + large_net(Path(folder), scale)
+
+
+if __name__ == "__main__":
+    report.main("inference", run)

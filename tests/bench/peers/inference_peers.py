@@ -1,0 +1,171 @@
+"""The other servers of the inference benchmark, and the models that all of them serve."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from concurrent import futures
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+HERE = Path(__file__).resolve()
+MLSERVER_FOLDER = HERE.parents[3] / "build/bench/mlserver"
+
+# MLServer has no runtime for ONNX files of its own: this is the shortest that computes as we do, with one thread.
+_MLSERVER_RUNTIME = """
+import numpy as np
+import onnxruntime
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceRequest, InferenceResponse
+
+
+class Onnx(MLModel):
+    async def load(self) -> bool:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        path, providers = self.settings.parameters.uri, ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self._names = [output.name for output in self._session.get_outputs()]
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        feed = {tensor.name: NumpyCodec.decode_input(tensor) for tensor in payload.inputs}
+        values = self._session.run(self._names, feed)
+        outputs = [NumpyCodec.encode_output(name, value) for name, value in zip(self._names, values)]
+        return InferenceResponse(model_name=self.name, model_version=self.version, id=payload.id, outputs=outputs)
+"""
+
+
+def mlserver_command(model: Path, name: str, port: int) -> list[str] | None:
+    """The command that starts MLServer with the file *model*, in an environment of its own; None if it cannot be."""
+    python = MLSERVER_FOLDER / "venv/bin/python"
+    if not python.exists():
+        venv.create(python.parents[1], with_pip=True)
+        install = [python, "-m", "pip", "install", "-q", "mlserver==1.7.1", "onnxruntime", "numpy"]
+        if subprocess.run(install, check=False).returncode != 0:
+            print("MLServer could not be installed: its rows are left out", file=sys.stderr)
+    if not (python.parent / "mlserver").exists():
+        return None
+    folder = MLSERVER_FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "onnx_runtime.py").write_text(_MLSERVER_RUNTIME)
+    parameters = {"uri": str(model.resolve()), "version": "1"}
+    settings = {"name": name, "implementation": "onnx_runtime.Onnx", "parameters": parameters}
+    (folder / "model-settings.json").write_text(json.dumps(settings))
+    ports = {
+        "http_port": port + 1,
+        "grpc_port": port,
+        "metrics_port": port + 2,
+        "parallel_workers": 0,
+        "host": "127.0.0.1",
+    }
+    (folder / "settings.json").write_text(json.dumps({**ports, "debug": False, "metrics_endpoint": None}))
+    return [str(python.parent / "mlserver"), "start", str(folder)]
+
+
+def minimal_command(model: Path, name: str, port: int) -> list[str]:
+    """The command that starts the minimal grpcio server of this file."""
+    return [sys.executable, str(HERE), str(model), name, str(port)]
+
+
+def serve_minimally(path: str, name: str, port: int) -> None:
+    """What one writes in an hour: grpcio's server, tritonclient's messages, ONNX Runtime; one method."""
+    import grpc  # noqa: PLC0415 - only this process needs them
+    import onnxruntime  # noqa: PLC0415
+    from tritonclient.grpc import service_pb2 as pb  # noqa: PLC0415
+    from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype  # noqa: PLC0415
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def infer(request: pb.ModelInferRequest, _: grpc.ServicerContext) -> pb.ModelInferResponse:
+        feed = {
+            tensor.name: np.frombuffer(raw, triton_to_np_dtype(tensor.datatype)).reshape(tuple(tensor.shape))
+            for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+        }
+        response = pb.ModelInferResponse(model_name=name, model_version="1", id=request.id)
+        for output, value in zip(names, session.run(names, feed), strict=True):
+            response.outputs.add(name=output, datatype=np_to_triton_dtype(value.dtype), shape=value.shape)
+            response.raw_output_contents.append(value.tobytes())
+        return response
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        infer, pb.ModelInferRequest.FromString, pb.ModelInferResponse.SerializeToString
+    )
+    server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 64 << 20)])
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": handler}),)
+    )
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    server.wait_for_termination()
+
+
+def write_mobilenet(path: Path) -> None:
+    """A network of MobileNetV2's shape (14 MB, 0.3 GFLOP) with random weights; image FP32 [1, 3, 224, 224]."""
+    random = np.random.default_rng(2)
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
+
+    def convolution(
+        source: str, channels: int, out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True
+    ) -> str:
+        number = len(nodes)
+        shape = (out, channels // groups, kernel, kernel)
+        scale = (2 / (shape[1] * kernel * kernel)) ** 0.5
+        weights.append(
+            numpy_helper.from_array((random.standard_normal(shape) * scale).astype(np.float32), f"w{number}")
+        )
+        pad = kernel // 2
+        nodes.append(
+            helper.make_node(
+                "Conv", [source, f"w{number}"], [f"c{number}"],
+                kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, group=groups,
+            )
+        )  # fmt: skip
+        if not relu:
+            return f"c{number}"
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"]))
+        return f"r{number}"
+
+    at, channels = convolution("image", 3, 32, kernel=3, stride=2), 32
+    blocks = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    for expansion, out, repeats, first_stride in blocks:
+        for repeat in range(repeats):
+            stride = first_stride if repeat == 0 else 1
+            wide = channels * expansion
+            inner = convolution(at, channels, wide) if expansion > 1 else at
+            inner = convolution(inner, wide, wide, kernel=3, stride=stride, groups=wide)
+            inner = convolution(inner, wide, out, relu=False)
+            if stride == 1 and channels == out:
+                nodes.append(helper.make_node("Add", [at, inner], [f"a{len(nodes)}"]))
+                inner = nodes[-1].output[0]
+            at, channels = inner, out
+    at = convolution(at, channels, 1280)
+    weights.append(numpy_helper.from_array((random.standard_normal((1280, 1000)) * 0.03).astype(np.float32), "head"))
+    nodes += [
+        helper.make_node("GlobalAveragePool", [at], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "head"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "mobilenet",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 224, 224])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 1000])],
+        weights,
+    )  # fmt: skip
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    )
+
+
+if __name__ == "__main__":
+    serve_minimally(sys.argv[1], sys.argv[2], int(sys.argv[3]))
