@@ -352,3 +352,18 @@ def test_the_first_root_alone_decides_whom_to_trust(far, device):
     far.add("2.0.0", EVIL)
     far.files["metadata/timestamp.json"] = theirs.files["metadata/timestamp.json"]
     refused(device, "timestamp.json")
+
+
+def test_a_model_with_an_odd_signature_does_not_hold_up_another(tmp_path, far):
+    """Signed without a sha256 after the version is known here: that model waits, the other goes on."""
+    far.add("1.0.0", b"fan", name="fan")
+    far.publish()
+    with Device(tmp_path, far, far.first_root, names=("fan", "pump")) as device:
+        wait_until(lambda: device.active("fan") == device.active("pump") == "1.0.0")
+        far.targets.targets["fan/1.0.0/manifest.json"] = TargetFile.from_data(
+            "fan/1.0.0/manifest.json", b"", ["sha512"]
+        )
+        far.add("2.0.0", b"better", name="pump")
+        far.publish()
+        wait_until(lambda: device.active("pump") == "2.0.0")
+        assert device.active("fan") == "1.0.0"

@@ -236,6 +236,7 @@ def test_a_withdrawn_version_gives_way_to_the_one_before(far, make):
     far.targets.targets["pump/2.0.0/manifest.json"].unrecognized_fields["custom"] = {"yanked": "wrong scaler"}
     far.publish()
     wait_until(lambda: device.active() == "1.0.0")
+    wait_until(lambda: device.reason("2.0.0") == "The publisher withdrew it: wrong scaler")
 
 
 def test_a_pin_wins_over_what_is_wanted(far, make):

@@ -301,14 +301,14 @@ class Reconciler:
     def _settled(self, name: str, wish: str) -> bool:
         try:
             return self._settle(name, wish)
-        except LinkError as exc:
-            logger.info("Models: %s waits for the link: %s", name, exc)
+        except OutstationError as exc:  # of this model only: the others go on
+            logger.info("Models: %s waits: %s", name, exc)
             return False
 
     def _settle(self, name: str, wish: str) -> bool:
         """Bring *name* one version nearer to *wish*; True when there is nothing left to do but wait for time."""
         offered = self._trusted.versions(name)
-        self._forgive_changed(name, offered)
+        self._mark_changed(name, offered)
         model = self._model(name)
         if model.candidate:
             if wish in (LATEST, model.candidate):
@@ -398,12 +398,14 @@ class Reconciler:
 
     # -- the store -----------------------------------------------------------------------------------------------
 
-    def _forgive_changed(self, name: str, offered: tuple[str, ...]) -> None:
+    def _mark_changed(self, name: str, offered: tuple[str, ...]) -> None:
         for version, known in self._model(name).versions.items():
             if version in offered:
                 signed = self._trusted.file(f"{name}/{version}/{MANIFEST}")
                 if deserves_another_try(known, signed.sha256, __version__):
                     self._move(name, version, Event.FORGIVE, digest="")
+            elif known.phase not in TURNED_DOWN and (why := self._trusted.withdrawn(name, version)):
+                self._note(name, version, f"The publisher withdrew it: {why}")
 
     def _recall_others(self, name: str, worth: tuple[str, ...], wish: str) -> None:
         for version, known in self._model(name).versions.items():
