@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from outstation.buffer import Buffer
 from outstation.errors import BufferFullError
@@ -147,10 +147,12 @@ class BufferMachine(RuleBasedStateMachine):
 
 
 QUICK = settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-TestBuffer = BufferMachine.TestCase
-TestBuffer.settings = QUICK
+
+
+def test_any_run_of_calls_leaves_the_account_that_a_model_has():
+    run_state_machine_as_test(BufferMachine, settings=QUICK)
 
 
 @pytest.mark.soak
-class TestBufferAtLength(BufferMachine.TestCase):
-    settings = settings(QUICK, max_examples=1500, stateful_step_count=60)
+def test_long_runs_of_calls_do_too():
+    run_state_machine_as_test(BufferMachine, settings=settings(QUICK, max_examples=1000, stateful_step_count=60))

@@ -99,11 +99,13 @@ def mend(found: Found, files: Files) -> None:
 
 
 def _cut(found: Found, segment: Segment, cut: Damage, files: Files) -> None:
+    """Bytes of a commit that nobody was told of; kept, as far as they are not the zeros of room that was reserved."""
     fd = files.open(segment.path, os.O_RDWR)
     try:
-        torn = files.read(fd, cut.end - cut.offset, cut.offset)
-        if torn.strip(b"\0"):
+        torn = files.read(fd, cut.end - cut.offset, cut.offset).rstrip(b"\0")
+        if torn:
             keep_bytes(found.folder, f"{segment.serial:012d}-{cut.offset}-torn", torn, files)
+            found.balance = found.balance._replace(torn_bytes=found.balance.torn_bytes + len(torn))
         files.truncate(fd, cut.offset)
         files.sync(fd)
     finally:
