@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import socket
 import stat
@@ -11,7 +12,6 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from outstation.agent import AgentClient
 from outstation.clock import Clock, SystemClock
 from outstation.errors import ConfigurationError, mapped_os_errors
 from outstation.inference.health import HealthReporter
@@ -21,7 +21,6 @@ from outstation.inference.model import Model
 from outstation.inference.runtime import RuntimeOptions
 from outstation.models.store import ModelStore
 from outstation.settings import InferenceSettings, Settings
-from outstation.wire.services import is_loopback
 from outstation_inference.front import Connection, Front, Speaker, Speakers
 from outstation_inference.grpc_speaker import GrpcSpeaker, questions
 from outstation_inference.http2 import PREFACE
@@ -72,6 +71,8 @@ class InferenceProcess:
     @classmethod
     def from_store(cls, settings: Settings, clock: Clock = SystemClock()) -> InferenceProcess:
         """Serve every model of the station's store that answers, and tell the agent how each does."""
+        from outstation.agent import AgentClient  # noqa: PLC0415 - gRPC's client: a bare file needs none of it
+
         store = ModelStore(settings.data_dir / "models")
         host = ModelHost(store, settings.inference, clock=clock, preload=True)
         sockets = (settings.inference.listen, f"unix:{settings.inference_socket.absolute()}")
@@ -121,7 +122,7 @@ def _speakers(service: InferenceService, settings: InferenceSettings) -> Speaker
 
 def _listen(front: Front, address: str, made: ExitStack) -> str:
     if not address.startswith("unix:"):
-        if not is_loopback(address):
+        if not _is_loopback(address):
             log.warning("%s can be reached from the network, without a password or encryption.", address)
         return front.listen(address)
     path = Path(address.removeprefix("unix:"))
@@ -136,6 +137,14 @@ def _listen(front: Front, address: str, made: ExitStack) -> str:
     # Who shares the data folder's group may ask the models; nobody else.
     path.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
     return listening
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _answers(path: Path) -> bool:

@@ -8,6 +8,7 @@ answers are measured. MLServer is installed into an environment of its own below
 from __future__ import annotations
 
 import shutil
+import socket
 import statistics
 import struct
 import subprocess
@@ -59,19 +60,21 @@ def started(command: list[str], port: int, name: str, inputs: dict[str, np.ndarr
     begin = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
+        while not listens(port):  # gRPC's own client waits ever longer between two tries
+            if process.poll() is not None or time.monotonic() - begin > 60:
+                raise SystemExit(f"{' '.join(command)} did not start")
+            time.sleep(0.01)
         with RemoteModels(f"127.0.0.1:{port}") as models:
-            while True:
-                try:
-                    models.infer(InferRequest(name, inputs), 5.0)
-                    break
-                except Exception:
-                    if process.poll() is not None or time.monotonic() - begin > 60:
-                        raise
-                    time.sleep(0.01)
+            models.infer(InferRequest(name, inputs), 30.0)
         yield Server(port, process.pid, time.monotonic() - begin)
     finally:
         process.terminate()
         process.wait(20)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def load(server: Server, body: Path, calls: int, clients: int) -> tuple[float, float]:
