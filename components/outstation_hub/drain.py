@@ -21,6 +21,9 @@ log = logging.getLogger("outstation.hub")
 
 # Seconds before a sink that failed is tried again: soon, as most faults pass, then seldom.
 _RETRY_FIRST, _RETRY_CEILING = 0.5, 30.0
+# A sink rests four times as long as its last batch took: with a thousand stations each batch touches a thousand
+# files, and waiting makes them fewer and larger instead of taking the machine from whoever sends.
+_REST, _REST_CEILING = 4.0, 30.0
 # Blocks in one batch, beside its bound in bytes: what one turn of the loop costs must stay in seconds.
 MAX_BATCH_BLOCKS = 10_000
 MAX_QUARANTINED = 1000
@@ -101,9 +104,9 @@ class Drain:
         while True:
             stopping = self._stopping.is_set()
             try:
-                self._drain()
+                took = self._drain()
                 failures, self._failure = 0, ""
-                wait = self._interval
+                wait = max(self._interval, min(_REST_CEILING, _REST * took))
             except OutstationError as exc:
                 failures += 1
                 wait = min(_RETRY_CEILING, _RETRY_FIRST * 2.0 ** min(failures - 1, 10))
@@ -119,12 +122,14 @@ class Drain:
                 return
             self._clock.wait(self._stopping, wait)
 
-    def _drain(self) -> None:
-        """Write until nothing is left."""
+    def _drain(self) -> float:
+        """Write until nothing is left; the seconds that the last batch took."""
+        took = 0.0
         while True:
+            began = self._clock.monotonic()
             batch = self._next_batch()
             if not batch.through:
-                return
+                return took
             for record, reason in batch.damaged:
                 self._set_aside(record, reason)
             if batch.arrivals:
@@ -132,6 +137,7 @@ class Drain:
             write_atomically(self._cursor_path, f"{self._inbox.epoch:016x} {batch.through}\n".encode())
             self._cursor = batch.through
             self._on_progress()
+            took = self._clock.monotonic() - began
 
     def _next_batch(self) -> _Batch:
         batch = _Batch()

@@ -42,8 +42,8 @@ _SHORT_CALLS = 32
 class Hub:
     """One hub. ``start`` and ``close`` once each; also a context manager. Made, it owns its data folder.
 
-    *sinks* defaults to Parquet files. Raises SettingsError, StorageError (BufferLockedError if another hub holds
-    the folder) and ConfigurationError when the address is taken.
+    *sinks* defaults to those of the settings. Raises SettingsError, StorageError (BufferLockedError if another hub
+    holds the folder) and ConfigurationError when the address is taken.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Hub:
             enrolment, access = _enrolment(settings, clock)
             self._push = PushService(self.inbox, self.stations, access, clock, hello_timeout=settings.hello_timeout)
             fleet = FleetService(self.wishes, self.stations, repository, access)
-            self.drains = tuple(self._drain(sink) for sink in (_default_sinks(settings) if sinks is None else sinks))
+            self.drains = tuple(self._drain(sink) for sink in (_sinks(settings) if sinks is None else sinks))
             self._server = Server(
                 [self._push.handler, fleet.handler, *([enrolment.handler] if enrolment else [])],
                 workers=2 * settings.max_stations + _SHORT_CALLS,  # each station holds a Push and a watch
@@ -191,7 +191,15 @@ def _enroll_server(settings: HubSettings, enrolment: EnrolmentService) -> Server
     return Server([enrolment.open_handler], workers=4, tls=tls, max_message_bytes=64 << 10, name="hubserver-enroll")
 
 
-def _default_sinks(settings: HubSettings) -> tuple[Sink, ...]:
-    from outstation_hub.sinks.parquet import ParquetSink  # noqa: PLC0415  pyarrow, which another sink does not need
+def _sinks(settings: HubSettings) -> tuple[Sink, ...]:
+    """The sinks that were asked for, each with what it imports; Parquet files when none was."""
+    sinks: list[Sink] = []
+    if settings.nats:
+        from outstation_hub.sinks.nats import NatsSink  # noqa: PLC0415
 
-    return (ParquetSink(settings.parquet_dir),)
+        sinks.append(NatsSink(settings.nats, stream=settings.nats_stream))
+    if settings.parquet or not sinks:
+        from outstation_hub.sinks.parquet import ParquetSink  # noqa: PLC0415
+
+        sinks.append(ParquetSink(settings.parquet_dir))
+    return tuple(sinks)

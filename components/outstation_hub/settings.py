@@ -14,7 +14,9 @@ class HubSettings(Table, frozen=True):
 
     listen: str = "127.0.0.1:8445"  # host:port; port 0 = any free one
     data_dir: str = "outstation-hub"  # everything durable lives below this folder
-    parquet: str = ""  # where the Parquet files go; "" = DATA_DIR/parquet
+    parquet: str = ""  # where the Parquet files go; "" = DATA_DIR/parquet, unless there is another sink
+    nats: str = ""  # URLs of NATS servers with JetStream, with commas between; "" = none
+    nats_stream: str = "OUTSTATION"  # made with the subjects outstation.> when it is missing
     repository: str = ""  # a model repository that stations may read; "" = none
     certificate: str = ""
     key: str = ""

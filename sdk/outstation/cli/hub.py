@@ -25,8 +25,9 @@ def hub(
     ] = "127.0.0.1:8445",
     data: Data = DATA,
     parquet: Annotated[
-        Path | None, typer.Option("--parquet", help="Where records go; else DATA/parquet.", show_default=False)
+        Path | None, typer.Option("--parquet", help="Where Parquet files go; else DATA/parquet.", show_default=False)
     ] = None,
+    nats: Annotated[str, typer.Option("--nats", help="URLs of NATS servers; records go to JetStream.")] = "",
     repository: Annotated[
         Path | None, typer.Option("--repository", help="A model repository for stations to read.", show_default=False)
     ] = None,
@@ -63,6 +64,7 @@ def hub(
         listen=listen,
         data_dir=str(data),
         parquet=_text(parquet),
+        nats=nats,
         repository=_text(repository),
         certificate=_text(tls_cert),
         key=_text(tls_key),
