@@ -225,8 +225,10 @@ class StationParts:
 
         self.model_store = ModelStore(self.settings.data_dir / "models")
         source = open_source(models.repository, self.provider.artifacts)
-        self.reconciler = Reconciler(self.model_store, source, SubprocessChecker(), models, self.clock)
+        checker = SubprocessChecker()
+        self.reconciler = Reconciler(self.model_store, source, checker, models, self.clock)
         made.callback(self.reconciler.close)
+        made.callback(checker.close)  # first: the reconciler's thread may be waiting for a check
         self._on_desired(Desired())
         self.reconciler.start()
         if self.provider.desired is not None:

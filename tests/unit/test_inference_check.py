@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from inference_support import install, scaling
 from outstation.errors import CheckFailedError, InferenceError, ModelLoadError
 from outstation.inference.check import SubprocessChecker
 from outstation.models.manifest import Budgets, TensorSpec
+from support import wait_until
 
 GOLDEN = {"input/x": np.ones((3, 4), np.float32), "output/y": np.full((3, 4), 2, np.float32)}
 EXAMPLE = Path(__file__).parents[2] / "examples/meter-reading/models"
@@ -85,6 +87,27 @@ def test_a_check_that_could_not_be_carried_out_says_nothing_of_the_version(tmp_p
     assert "could not be started" in failure(model, nowhere, kind=InferenceError)
     stopped = stand_in(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
     assert "stopped by SIGTERM" in failure(model, stopped, kind=InferenceError)
+
+
+def test_closing_stops_a_check_that_runs_and_says_nothing_of_the_version(tmp_path):
+    checker = stand_in(tmp_path, "import time; time.sleep(600)")
+    raised: list[BaseException] = []
+
+    def check() -> None:
+        try:
+            checker.check(scaling(tmp_path / "a", 2), 600)
+        except InferenceError as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=check)
+    thread.start()
+    wait_until(lambda: checker._children)
+    checker.close()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert "stopped by SIGTERM" in str(raised[0])
+    with pytest.raises(InferenceError, match="station is closing"):
+        checker.check(scaling(tmp_path / "b", 2), 60)
 
 
 def test_the_child_is_told_no_secret(tmp_path, monkeypatch):

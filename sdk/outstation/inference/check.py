@@ -7,14 +7,17 @@ failed the version. The parent imports neither numpy nor a runtime: an agent che
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -52,6 +55,9 @@ class SubprocessChecker:
     def __init__(self, options: RuntimeOptions = RuntimeOptions(threads=1), *, python: str = sys.executable) -> None:
         self._options = options
         self._python = python
+        self._lock = threading.Lock()
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._closed = False
 
     def check(self, model: InstalledModel, timeout: float) -> CheckResult:
         """Load *model*, compare its golden outputs, measure it against its budgets: within *timeout* seconds.
@@ -65,28 +71,49 @@ class SubprocessChecker:
             "outstation.inference.check",
             str(model.folder.absolute()),
             str(self._options.threads),
+            ",".join(self._options.accelerators),
+            str(math.ceil(timeout) + 1),
         ]
-        command += [",".join(self._options.accelerators)]
         with tempfile.TemporaryFile() as words:
+            code, line = self._run(command, words, timeout)
+            said = _tail(words.fileno())
+        return _result(code, line, said)
+
+    def close(self) -> None:
+        """Stop the checks that run: they raise InferenceError, and so does every later one. Idempotent."""
+        with self._lock:
+            self._closed = True
+            for child in self._children:
+                child.terminate()
+
+    def _run(self, command: list[str], words: IO[bytes], timeout: float) -> tuple[int, bytes]:
+        """The child's exit code, and its one line; what it prints otherwise goes to *words*."""
+        with self._lock:
+            if self._closed:
+                raise InferenceError("No more checks: the station is closing.")
             try:
-                # Output is bounded by the pipe: the child writes one line, and what it prints otherwise is cut below.
-                done = subprocess.run(  # noqa: S603 - our own interpreter, our own module
+                child = subprocess.Popen(  # noqa: S603 - our own interpreter, our own module
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=words,
-                    timeout=timeout,
                     env=_environment(os.environ),
                     cwd=_PACKAGES,
                     start_new_session=True,  # Ctrl-C is for us; it must not look as if the version had crashed
-                    check=False,
                 )
-            except subprocess.TimeoutExpired as exc:
-                raise CheckFailedError(f"The check did not end within {timeout:g} s and was stopped.") from exc
             except OSError as exc:
                 raise InferenceError(f"The check could not be started: {exc}.") from exc
-            said = _tail(words.fileno())
-        return _result(done.returncode, done.stdout, said)
+            self._children.add(child)
+        with child:
+            try:
+                line, _ = child.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired as exc:
+                child.kill()
+                raise CheckFailedError(f"The check did not end within {timeout:g} s and was stopped.") from exc
+            finally:
+                with self._lock:
+                    self._children.discard(child)
+        return child.returncode, line
 
 
 def _result(code: int, line: bytes, said: str) -> CheckResult:
@@ -127,6 +154,7 @@ def main(arguments: list[str]) -> int:
     os.dup2(2, 1)  # whatever a library prints is no verdict
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder, threads, accelerators = Path(arguments[0]), int(arguments[1]), arguments[2]
+    signal.alarm(int(arguments[3]))  # a parent that was killed cannot stop a child that hangs
     options = RuntimeOptions(threads, tuple(accelerators.split(",")) if accelerators else ())
     try:
         from outstation.inference.trial import check_folder  # noqa: PLC0415 - see above
