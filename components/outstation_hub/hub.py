@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -55,8 +56,9 @@ class Hub:
         self._clock = clock
         make_directories(settings.data / "fleet")
         repository = Repository(Path(settings.repository)) if settings.repository else None
-        self._buffer = Buffer.open(settings.data / INBOX, _buffer_settings(settings), clock=clock)
-        try:
+        with ExitStack() as undo:  # what a failure below must not leave behind
+            self._buffer = Buffer.open(settings.data / INBOX, _buffer_settings(settings), clock=clock)
+            undo.callback(self._buffer.close)
             room = DiskRoom(settings.data, settings.min_free_disk_bytes, clock)
             self.inbox = Inbox(self._buffer, clock, max_block_bytes=settings.max_message_bytes, has_room=room.take)
             self.stations = Stations(settings.data / "fleet" / "stations.json", clock)
@@ -64,7 +66,10 @@ class Hub:
             enrolment, access = _enrolment(settings, clock)
             self._push = PushService(self.inbox, self.stations, access, clock, hello_timeout=settings.hello_timeout)
             fleet = FleetService(self.wishes, self.stations, repository, access)
-            self.drains = tuple(self._drain(sink) for sink in (_sinks(settings) if sinks is None else sinks))
+            sinks = _sinks(settings) if sinks is None else sinks
+            for sink in sinks:
+                undo.callback(sink.close)
+            self.drains = tuple(map(self._drain, sinks))
             self._server = Server(
                 [self._push.handler, fleet.handler, *([enrolment.handler] if enrolment else [])],
                 workers=2 * settings.max_stations + _SHORT_CALLS,  # each station holds a Push and a watch
@@ -73,12 +78,11 @@ class Hub:
                 keepalive=Keepalive(settings.keepalive_interval, settings.keepalive_timeout),
                 name="hubserver-rpc",
             )
+            undo.callback(self._server.close, 0.0)
             self.address = self._server.listen(settings.listen)
             self._enroll_server = None if enrolment is None else _enroll_server(settings, enrolment)
             self.enroll_address = self._enroll_server.listen(settings.enroll_listen) if self._enroll_server else ""
-        except BaseException:
-            self._buffer.close()
-            raise
+            undo.pop_all()
         self._stopping = threading.Event()
         self._closed = False
         self._saver = threading.Thread(target=self._save, name="outstation-hubserver-saver", daemon=True)

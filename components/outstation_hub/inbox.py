@@ -88,6 +88,10 @@ class Inbox:
         while True:
             try:
                 with self._lock:
+                    # Looked at under the lock that `forget` takes: once a newer connection has begun, this one adds
+                    # nothing, or it could raise the mark over what the newer one is about to send again.
+                    if stop.is_set():
+                        raise ClosedError("The connection has ended.")
                     receipt = self._append(station, message, header, key)
                 break
             except BufferFullError:
@@ -103,7 +107,7 @@ class Inbox:
             receipt.add_done_callback(lambda receipt: done(receipt.error))
 
     def forget(self, station: str) -> None:
-        """A new connection of *station* begins: what failed before will be sent again."""
+        """A new connection of *station* begins, and the *stop* of the older one is set: what failed comes again."""
         with self._lock:
             for key in [key for key in self._receipts if key.startswith(f"{station}/")]:
                 if self._receipts[key].done:
