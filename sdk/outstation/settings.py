@@ -72,7 +72,7 @@ class BufferSettings(Table, frozen=True):
     group_interval: Seconds = 0.25  # seconds; how long a record may wait for its fdatasync
     block_bytes: Size = 256 << 10  # of payload; a block closes at this size
     segment_bytes: Size = 8 << 20  # a segment file closes at this size
-    zstd_level: Annotated[int, msgspec.Meta(ge=1, le=19)] = 3
+    zstd_level: Annotated[int, msgspec.Meta(ge=1, le=19)] = 1
     keys: dict[str, str] = {}  # by number from 1: "file:PATH" or "env:NAME" of 32 bytes in hexadecimal
     key_id: Annotated[int, msgspec.Meta(ge=0)] = 0  # number of the key to write with; required with keys
     defaults: StreamSettings = StreamSettings()

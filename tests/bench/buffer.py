@@ -1,7 +1,9 @@
 """The buffer beside SQLite, LMDB, RocksDB, diskcache and persist-queue: the same records, equally durable.
 
-Every peer stores time, content type and attributes with the payload, and commits with an fdatasync (or fsync) where
-ours does. Bytes written are those the process handed to the block layer (/proc/self/io write_bytes).
+Every store is given the same: payload, time stamp, content type and attributes, and has to keep all four. What it
+takes to put them into its own shape is part of its work, with the same shortcut for attributes that repeat. Every
+store commits with an fdatasync (or fsync) where ours does. Bytes written are those the process handed to the block
+layer (/proc/self/io write_bytes).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import random
 import shutil
 import sqlite3
+import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +45,9 @@ class Work:
 
     def __len__(self) -> int:
         return len(self.payloads)
+
+    def part(self, start: int, end: int) -> Iterator[tuple[int, dict[str, str], bytes]]:
+        return zip(self.times[start:end], self.attributes[start:end], self.payloads[start:end], strict=True)
 
     def head(self, count: int) -> Work:
         return Work(self.payloads[:count])
@@ -119,34 +125,53 @@ def sqlite(place: Path, work: Work, commit: int) -> float:
     base.execute(
         "CREATE TABLE records (seq INTEGER PRIMARY KEY, time INTEGER, type TEXT, attributes TEXT, payload BLOB)"
     )
-    attributes = [json.dumps(one) for one in work.attributes]
-    rows = [(work.times[n], "application/json", attributes[n], work.payloads[n]) for n in range(len(work))]
+    written = Written()
     begin = time.perf_counter()
     for n in range(0, len(work), commit):
+        rows = [
+            (moment, "application/json", written[id(attributes)] or written.put(attributes), payload)
+            for moment, attributes, payload in work.part(n, n + commit)
+        ]
         base.execute("BEGIN")
-        base.executemany("INSERT INTO records (time, type, attributes, payload) VALUES (?,?,?,?)", rows[n : n + commit])
+        base.executemany("INSERT INTO records (time, type, attributes, payload) VALUES (?,?,?,?)", rows)
         base.execute("COMMIT")
     rate = len(work) / (time.perf_counter() - begin)
     base.close()
     return rate
 
 
-def packed(work: Work) -> list[bytes]:
-    """What a store of keys and values is given: one value a record with all of it, packed before the clock runs."""
-    heads = [json.dumps({"time": work.times[n], "attributes": work.attributes[n]}).encode() for n in range(len(work))]
-    return [head + b"\n" + payload for head, payload in zip(heads, work.payloads, strict=True)]
+class Written(dict[int, bytes]):
+    """Attributes as JSON, by identity: what repeats is written once."""
+
+    def __missing__(self, _: int) -> bytes:
+        return b""
+
+    def put(self, attributes: dict[str, str]) -> bytes:
+        self[id(attributes)] = data = json.dumps(attributes).encode()
+        return data
+
+
+def packed(work: Work, start: int, end: int, written: Written) -> list[bytes]:
+    """What a store of keys and values is given: one value a record with all of it."""
+    pack = struct.Struct("<qH").pack
+    values = []
+    for moment, attributes, payload in work.part(start, end):
+        head = written[id(attributes)] or written.put(attributes)
+        values.append(pack(moment, len(head)) + head + b"application/json\0" + payload)
+    return values
 
 
 def lmdb(place: Path, work: Work, commit: int) -> float:
     import lmdb as peer  # noqa: PLC0415  one peer may be missing
 
-    values = packed(work)
-    keys = [n.to_bytes(8, "big") for n in range(len(work))]
+    written = Written()
     base = peer.open(str(place / "lmdb"), map_size=8 << 30)
     begin = time.perf_counter()
     for n in range(0, len(work), commit):
+        values = packed(work, n, n + commit, written)
         with base.begin(write=True) as change:
-            change.cursor().putmulti(zip(keys[n : n + commit], values[n : n + commit], strict=True), append=True)
+            keys = (number.to_bytes(8, "big") for number in range(n, n + len(values)))
+            change.cursor().putmulti(zip(keys, values, strict=True), append=True)
     rate = len(work) / (time.perf_counter() - begin)
     base.close()
     return rate
@@ -155,16 +180,15 @@ def lmdb(place: Path, work: Work, commit: int) -> float:
 def rocksdb(place: Path, work: Work, commit: int) -> float:
     import rocksdict  # noqa: PLC0415
 
-    values = packed(work)
-    keys = [n.to_bytes(8, "big") for n in range(len(work))]
+    written = Written()
     base = rocksdict.Rdict(str(place / "rocks"), rocksdict.Options(raw_mode=True))
     options = rocksdict.WriteOptions()
     options.sync = True
     begin = time.perf_counter()
     for n in range(0, len(work), commit):
         batch = rocksdict.WriteBatch(raw_mode=True)
-        for key, value in zip(keys[n : n + commit], values[n : n + commit], strict=True):
-            batch.put(key, value)
+        for number, value in enumerate(packed(work, n, n + commit, written), n):
+            batch.put(number.to_bytes(8, "big"), value)
         base.write(batch, options)
     rate = len(work) / (time.perf_counter() - begin)
     base.close()
@@ -174,12 +198,12 @@ def rocksdb(place: Path, work: Work, commit: int) -> float:
 def diskcache(place: Path, work: Work, commit: int) -> float:
     import diskcache as peer  # noqa: PLC0415
 
-    values = packed(work)
+    written = Written()
     queue = peer.Deque.fromcache(peer.Cache(str(place / "diskcache"), sqlite_synchronous=2, eviction_policy="none"))
     begin = time.perf_counter()
     for n in range(0, len(work), commit):
         with queue.transact():
-            queue.extend(values[n : n + commit])
+            queue.extend(packed(work, n, n + commit, written))
     rate = len(work) / (time.perf_counter() - begin)
     queue.cache.close()
     return rate
@@ -188,10 +212,10 @@ def diskcache(place: Path, work: Work, commit: int) -> float:
 def persist_queue(place: Path, work: Work, _commit: int) -> float:
     import persistqueue  # noqa: PLC0415
 
-    values = packed(work)
+    written = Written()
     queue = persistqueue.SQLiteAckQueue(str(place / "persist"), auto_commit=True)
     begin = time.perf_counter()
-    for value in values:
+    for value in packed(work, 0, len(work), written):
         queue.put(value)
     rate = len(work) / (time.perf_counter() - begin)
     queue.close()

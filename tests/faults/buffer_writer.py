@@ -1,7 +1,7 @@
 """A process that appends to a buffer until it is killed; run by the fault tests.
 
-Every line on stdout is the confirmation of one call, written after its receipt was done: ``WRITER FIRST LAST``.
-Records say who wrote them: ``WRITER:NUMBER``. One thread acknowledges now and then, and says so: ``ack THROUGH``.
+Every line on stdout is the confirmation of one call, written after its receipt was done: ``WRITER FIRST LAST TIME``.
+Records say who wrote them: ``WRITER:NUMBER``. One thread acknowledges now and then, and says so: ``ack THROUGH TIME``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import threading
+import time
 from pathlib import Path
 
 from outstation.buffer import Buffer
@@ -27,8 +28,8 @@ OPTIONS = BufferSettings(
 
 
 def say(line: str) -> None:
-    # One write a line: a kill leaves whole lines.
-    os.write(1, line.encode() + b"\n")
+    # One write a line: a kill leaves whole lines. The time tells what was said before a power cut.
+    os.write(1, b"%s %d\n" % (line.encode(), time.monotonic_ns()))
 
 
 def write(buffer: Buffer, writer: int, number: int, seed: int) -> None:

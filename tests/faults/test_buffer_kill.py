@@ -64,7 +64,7 @@ def kill_once(folder: Path, seed: int, delay: float, account: Account) -> None:
     command = [sys.executable, str(SCRIPT), str(folder), str(WRITERS), str(seed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline().startswith("ready")
         timer = threading.Timer(delay, process.kill)
         timer.start()
         for line in process.stdout:

@@ -21,12 +21,12 @@ from outstation.types import DropReason, WhenFull
 MAX_AGE = 100_000.0
 
 
-def settings_for(policy: WhenFull) -> BufferSettings:
+def settings_for(policy: WhenFull, aged: bool) -> BufferSettings:
     return BufferSettings(
         group_interval=1e6,
         segment_bytes=4096,
         block_bytes=64 << 10,  # never full: a full block would be committed at once
-        defaults=StreamSettings(when_full=policy, max_bytes=32 << 10, max_age=MAX_AGE),
+        defaults=StreamSettings(when_full=policy, max_bytes=32 << 10, max_age=MAX_AGE if aged else None),
     )
 
 
@@ -48,13 +48,14 @@ class BufferMachine(RuleBasedStateMachine):
     def folder(self) -> Path:
         return self.place / str(self.number)
 
-    @initialize(policy=st.sampled_from(list(WhenFull)))
-    def begin(self, policy):
+    @initialize(policy=st.sampled_from(list(WhenFull)), aged=st.booleans())
+    def begin(self, policy, aged):
         self.policy = policy
+        self.aged = aged
         self.open()
 
     def open(self) -> None:
-        self.buffer = Buffer.open(self.folder, settings_for(self.policy), clock=self.clock)
+        self.buffer = Buffer.open(self.folder, settings_for(self.policy, self.aged), clock=self.clock)
         self.stream = self.buffer.stream("events")
 
     def committed(self) -> None:
@@ -76,7 +77,9 @@ class BufferMachine(RuleBasedStateMachine):
         assert receipt.last_sequence == receipt.first_sequence + len(records) - 1
         self.pending += records
         self.mark += marked
-        if sum(map(len, self.pending)) > 2500:  # a commit smaller than a segment, as the bounds are kept by segments
+        # A commit stays smaller than a segment, as the bounds are kept by segments. With a bound of age the buffer
+        # looks, and commits, when it thinks right.
+        if self.aged or sum(map(len, self.pending)) > 2500:
             self.flush()
 
     @rule()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 from outstation.errors import InvalidInputError
@@ -58,6 +59,7 @@ def check_mark(mark: tuple[str, int]) -> None:
         raise InvalidInputError(f"{number!r} is no number of a producer.")
 
 
+@lru_cache(maxsize=256)  # streams repeat a few; at most 16 MiB of them
 def checked_meta(key: MetaKey) -> Meta:
     """*key* with its attributes sorted. InvalidInputError when it holds what is no text, or too much."""
     content_type, attributes = key
@@ -94,7 +96,7 @@ def meta_keys(
         checked_meta(key)
     if len(places) == 1:
         return list(places), None
-    return list(places), [place_of[identity] for identity in identities]
+    return list(places), list(map(place_of.__getitem__, identities))
 
 
 def record_sizes(payloads: Sequence[bytes], keys: Sequence[MetaKey], index: Sequence[int] | None) -> list[int]:

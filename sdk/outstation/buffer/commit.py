@@ -62,6 +62,7 @@ class Committer:
         self._access = access
         self._protect = protect
         self._work: Work | None = None
+        self._doubtful = False  # the last block did not compress
         self._blocks: list[tuple[BlockHeader, bytes]] = []
         self._doomed: list[Path] = []  # to be removed once the balance that explains it is on the disk
         # One segment less than the bound: what is let go is removed only after the commit that explains it.
@@ -116,7 +117,10 @@ class Committer:
             self._checkpoint()
 
     def _encode(self, batch: Batch) -> tuple[BlockHeader, bytes]:
-        return build(batch.columns(), epoch=self.stream.epoch, level=self._settings.zstd_level)
+        level = self._settings.zstd_level
+        header, body = build(batch.columns(), epoch=self.stream.epoch, level=level, doubtful=self._doubtful)
+        self._doubtful = header.body_bytes > header.raw_bytes * 0.95
+        return header, body
 
     def _write(self) -> None:
         balance, dirty = self.stream.take_balance()

@@ -29,10 +29,11 @@ class Batch:
     """Records that will become one block. Filled under the stream's lock, settled once by the commit thread."""
 
     __slots__ = (
+        "_arrival",
         "_callbacks",
         "_settling",
+        "done",
         "error",
-        "event",
         "first_sequence",
         "index",
         "keys",
@@ -52,7 +53,8 @@ class Batch:
         self.keys: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {(OCTETS, ()): 0}
         self.metas: list[Meta] = [(OCTETS, ())]
         self.marks: dict[str, int] = {}
-        self.event = threading.Event()
+        self.done = False
+        self._arrival: threading.Event | None = None  # made for who waits: most batches have nobody
         self.error: StorageError | None = None
         self._settling = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
@@ -81,16 +83,27 @@ class Batch:
 
     def when_settled(self, callback: Callable[[], None]) -> None:
         with self._settling:
-            if not self.event.is_set():
+            if not self.done:
                 self._callbacks.append(callback)
                 return
         call(callback)
+
+    def arrival(self) -> threading.Event:
+        """Set when the batch is settled."""
+        with self._settling:
+            if self._arrival is None:
+                self._arrival = threading.Event()
+                if self.done:
+                    self._arrival.set()
+            return self._arrival
 
     def settle(self, error: StorageError | None) -> list[Callable[[], None]]:
         """The block is on the disk, or will never be. Once; returns the callbacks that are now to be called."""
         with self._settling:
             self.error = error
-            self.event.set()
+            self.done = True
+            if self._arrival is not None:
+                self._arrival.set()
             callbacks, self._callbacks = self._callbacks, []
         # The payloads are on the disk (or refused): a receipt that is kept must not keep them in memory.
         self.payloads, self.times, self.index = [], [], []
@@ -110,7 +123,7 @@ class Receipt:
     @property
     def done(self) -> bool:
         """The records are on the disk, or :attr:`error` says why they never will be."""
-        return self._batch.event.is_set()
+        return self._batch.done
 
     @property
     def error(self) -> StorageError | None:
@@ -125,11 +138,12 @@ class Receipt:
         rejected. Of an ``append_many`` that filled several blocks, those before the refused one are stored.
         """
         batch = self._batch
-        if not batch.event.is_set():
+        if not batch.done:
             batch.owner.hurry(help_out=timeout is None)
+        if not batch.done:
             if timeout is None:
-                batch.event.wait()
-            elif not batch.owner.clock.wait(batch.event, timeout):
+                batch.arrival().wait()
+            elif not batch.owner.clock.wait(batch.arrival(), timeout):
                 raise DeadlineError(f"The record was not on the disk within {timeout} s.")
         if batch.error is not None:
             raise batch.error

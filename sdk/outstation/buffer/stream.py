@@ -58,6 +58,7 @@ UNCOMMITTED_BLOCKS = 16
 STALL_TIMEOUT = 60.0
 # After the disk refused, appends fail at once for this many seconds; the next one is the try whether it is back.
 RETRY_INTERVAL = 0.5
+_JUST_BYTES = {bytes}
 # So few different attributes in one call that their size needs no thought.
 FEW_METAS = 64
 # Readers that go on where they stopped; more than this many at once only cost themselves a search.
@@ -225,7 +226,8 @@ class Stream:
         all; without it many records fill several blocks. Otherwise as :meth:`append`; an empty *payloads* is an
         InvalidInputError.
         """
-        payloads = [payload if type(payload) is bytes else as_bytes(payload) for payload in payloads]
+        if set(map(type, payloads)) != _JUST_BYTES:
+            payloads = [as_bytes(payload) for payload in payloads]
         count = len(payloads)
         times = checked_times(times_unix_nano, count, self._now)
         keys, index = meta_keys(attributes, content_type, count)
@@ -272,7 +274,7 @@ class Stream:
         return [(0, len(sizes), total)]
 
     def _fill(
-        self, payloads: list[bytes], times: Sequence[int], keys: list[MetaKey], index: list[int] | None, size: int
+        self, payloads: Sequence[bytes], times: Sequence[int], keys: list[MetaKey], index: list[int] | None, size: int
     ) -> None:
         total = self._filling_bytes + size
         crowded = self._filling is not None and len(self._filling.metas) + min(len(keys), len(payloads)) > MAX_METAS
@@ -289,7 +291,7 @@ class Stream:
         if index is None:
             batch.index += [places[0]] * len(payloads)
         else:
-            batch.index += [places[place] for place in index]
+            batch.index += map(places.__getitem__, index)
         batch.payloads += payloads
         batch.times += times
         self._next += len(payloads)
@@ -482,6 +484,7 @@ class Stream:
                 for own in self.segments
                 if own.serial >= segment.serial or own.last_sequence < segment.first_sequence
             ]
+            self._measure()
             self._replace_segment(segment)
 
     def suspect(self, serials: set[int]) -> None:
@@ -513,15 +516,23 @@ class Stream:
                 self._host.defer(callbacks)
 
     def _replace_segment(self, segment: Segment) -> None:
-        if self.segments and self.segments[-1].serial < segment.serial:
-            self.segments = [*self.segments, segment]
+        newest = self.segments[-1] if self.segments else None
+        if newest is None or newest.serial < segment.serial:
+            self.segments.append(segment)
+            self._resize(self._stored_bytes + segment.file_bytes)
+        elif newest.serial == segment.serial:
+            self.segments[-1] = segment
+            self._resize(self._stored_bytes + segment.file_bytes - newest.file_bytes)
         else:
-            self.segments = [segment if own.serial == segment.serial else own for own in self.segments] or [segment]
-        self._measure()
+            self.segments = [segment if own.serial == segment.serial else own for own in self.segments]
+            self._measure()
 
     def _measure(self) -> None:
-        before, self._stored_bytes = self._stored_bytes, sum(segment.file_bytes for segment in self.segments)
-        self._host.resized(self._stored_bytes - before)
+        self._resize(sum(segment.file_bytes for segment in self.segments))
+
+    def _resize(self, stored_bytes: int) -> None:
+        self._host.resized(stored_bytes - self._stored_bytes)
+        self._stored_bytes = stored_bytes
         if self.settings.when_full is WhenFull.REJECT:
             self._limit = -1  # there is more or less room than the running block was told
 

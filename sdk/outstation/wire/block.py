@@ -27,6 +27,7 @@ import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
@@ -175,16 +176,22 @@ def encode(
 
 
 def build(
-    columns: Columns, *, epoch: int, level: int = 3, span: int | None = None, first_sequence: int | None = None
+    columns: Columns,
+    *,
+    epoch: int,
+    level: int = 3,
+    span: int | None = None,
+    first_sequence: int | None = None,
+    doubtful: bool = True,
 ) -> tuple[BlockHeader, bytes]:
-    """As :func:`encode`, with header and body apart."""
+    """As :func:`encode`, with header and body apart. Not *doubtful*: content of this kind is known to compress."""
     first = columns.sequences[0] if first_sequence is None else first_sequence
     span = columns.sequences[-1] - first + 1 if span is None else span
     sparse = span != len(columns)
     raw = _encode_body(columns, sparse, first)
     if len(raw) > MAX_BODY_BYTES or len(columns) > MAX_RECORDS:
         raise WireError(f"{len(columns)} records of {len(raw)} bytes do not fit one block.")
-    body, codec = _compress(raw, level)
+    body, codec = _compress(raw, level, doubtful)
     header = BlockHeader(
         codec=codec,
         flags=FLAG_SPARSE if sparse else 0,
@@ -222,8 +229,8 @@ def decode_marks(header: BlockHeader, body: bytes | memoryview) -> dict[str, int
     return _read_head(_Reader(_decompress(header, body)))[1]
 
 
-def _compress(raw: bytes, level: int) -> tuple[bytes, int]:
-    if level == 0 or len(raw) < _SMALLEST_COMPRESSED or not _worth_compressing(raw):
+def _compress(raw: bytes, level: int, doubtful: bool) -> tuple[bytes, int]:
+    if level == 0 or len(raw) < _SMALLEST_COMPRESSED or (doubtful and not _worth_compressing(raw)):
         return raw, CODEC_RAW
     packed = _compressor(level).compress(raw, zstd.ZstdCompressor.FLUSH_FRAME)
     return (packed, CODEC_ZSTD) if len(packed) < len(raw) else (raw, CODEC_RAW)
@@ -267,12 +274,17 @@ def _text(value: str, width: int) -> bytes:
     return len(data).to_bytes(width, "little") + data
 
 
+@lru_cache(maxsize=256)  # writers repeat a few
+def _encode_meta(meta: Meta) -> bytes:
+    content_type, attributes = meta
+    parts = [_text(content_type, 2), len(attributes).to_bytes(2, "little")]
+    for key, value in attributes:
+        parts += [_text(key, 2), _text(value, 4)]
+    return b"".join(parts)
+
+
 def _encode_body(columns: Columns, sparse: bool, first: int) -> bytes:
-    parts = [len(columns.metas).to_bytes(2, "little")]
-    for content_type, attributes in columns.metas:
-        parts += [_text(content_type, 2), len(attributes).to_bytes(2, "little")]
-        for key, value in attributes:
-            parts += [_text(key, 2), _text(value, 4)]
+    parts = [len(columns.metas).to_bytes(2, "little"), *map(_encode_meta, columns.metas)]
     parts.append(len(columns.marks).to_bytes(2, "little"))
     for producer, number in columns.marks.items():
         parts += [_text(producer, 2), number.to_bytes(8, "little")]
