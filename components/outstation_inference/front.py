@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from outstation.errors import ConfigurationError, SettingsError
 from outstation_inference.jobs import Job
@@ -36,6 +36,9 @@ _BACKLOG = 512
 # File descriptors left for model files, the agent and the log.
 _SPARE_FILES = 64
 _TICK = 1.0
+
+
+_T = TypeVar("_T")
 
 
 class Speaker(Protocol):
@@ -185,11 +188,12 @@ class Front:
             for key, _ in self._selector.select(self._patience()):
                 self._ready(key)
             while self._attention:
-                self._settle(self._attention.popleft())
+                connection = self._attention.popleft()
+                self._guarded(connection, self._settle, connection)
             if self._jobs:
                 # All that came at the same time together: what may be batched, then is.
                 jobs, self._jobs = self._jobs, []
-                self._submit(jobs)
+                self._guarded(None, self._submit, jobs)
             now = time.monotonic()
             if now - self._ticked >= _TICK:
                 self._ticked = now
@@ -214,11 +218,20 @@ class Front:
                 os.read(self._wake_read, 4096)
         elif isinstance(key.data, Connection):
             if key.data.events & selectors.EVENT_READ:
-                self._read(key.data)
+                self._guarded(key.data, self._read, key.data)
             if not key.data.closed and key.data.events & selectors.EVENT_WRITE:
                 self._attention.append(key.data)
         else:
             self._accept(key.data)
+
+    def _guarded(self, connection: Connection | None, action: Callable[[_T], None], argument: _T) -> None:
+        """Do it; a failure of ours costs this one connection, never the thread that serves all others."""
+        try:
+            action(argument)
+        except Exception:
+            log.exception("a connection failed inside the server")
+            if connection is not None:
+                self._drop(connection)
 
     def _accept(self, listener: socket.socket) -> None:
         try:

@@ -36,6 +36,8 @@ _MODEL = re.compile(
     r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<verb>ready|config|stats|infer))?"
 )
 _JSON_LENGTH = "inference-header-content-length"
+# Decoded, JSON takes up to ten times its size in memory. Larger tensors travel in binary behind it.
+MAX_JSON_BYTES = 8 << 20
 _BINARY = "application/octet-stream"
 
 
@@ -274,6 +276,11 @@ def _decoded(request: Request) -> tuple[_Call, bytes]:
         if not text.isdecimal() or len(text) > 12 or int(text) > length:
             raise InvalidInputError(f"Inference-Header-Content-Length is {text[:20]!r}; the body has {length} bytes.")
         length = int(text)
+    if length > MAX_JSON_BYTES:
+        raise InvalidInputError(
+            f"The JSON of the call has {length} bytes; {MAX_JSON_BYTES} is the most.",
+            hint="Send large tensors in binary (binary_data_size), or over gRPC.",
+        )
     try:
         return _DECODER.decode(body[:length]), body[length:]
     except msgspec.MsgspecError as exc:

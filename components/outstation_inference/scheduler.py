@@ -105,6 +105,8 @@ class Scheduler:
                 self._running += len(jobs)
             try:
                 self._compute(jobs, watched=True)
+            except Exception:  # the next call needs this worker
+                log.exception("a worker failed")
             finally:
                 with self._state:
                     self._running -= len(jobs)

@@ -159,6 +159,7 @@ def without(call, **changes):
         ("POST", INFER, b"{", 400, "is no inference request"),
         ("POST", INFER, b'{"inputs": 3}', 400, "$.inputs"),
         ("POST", INFER, b"[" * 100_000, 400, "request"),
+        ("POST", INFER, b" " * (9 << 20), 400, "8388608 is the most"),
         ("POST", INFER, {"datatype": "FP12"}, 400, "unknown datatype 'FP12'"),
         ("POST", INFER, {"datatype": "INT32"}, 400, "is INT32; its data is something else"),
         ("POST", INFER, {"datatype": "FP64"}, 400, "is FP64; the model takes FP32"),

@@ -19,6 +19,7 @@ from outstation.settings import InferenceSettings, Settings, StationSettings
 from outstation.wire.services import Server, handler
 from outstation.wire.station import REPORT_HEALTH, SERVICE
 from outstation_inference import InferenceProcess
+from outstation_inference.grpc_speaker import GrpcSpeaker
 from support import wait_until
 
 X = np.ones((1, 4), np.float32)
@@ -129,3 +130,23 @@ def test_without_agent_and_with_an_empty_store_the_component_waits_for_a_model(t
         process.close()
     assert not settings.inference_socket.exists()
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("outstation")] == []
+
+
+def test_a_failure_of_ours_costs_one_connection_and_no_other(tmp_path, writer, settings, monkeypatch, caplog):
+    put(writer, scaling(tmp_path / "1", 1, name="m"))
+    process = InferenceProcess.from_store(settings)
+    fails = iter([True])
+    receive = GrpcSpeaker.receive
+
+    def failing(self, data):
+        if next(fails, False):
+            raise RuntimeError("a bug")
+        return receive(self, data)
+
+    try:
+        monkeypatch.setattr(GrpcSpeaker, "receive", failing)
+        with RemoteModels(process.addresses[0]) as models:
+            assert models.get("m", timeout=10).run({"x": X}, timeout=10).model_version == "1.0.0"
+    finally:
+        process.close()
+    assert "a connection failed inside the server" in caplog.text

@@ -114,6 +114,7 @@ def test_one_wrong_call_fails_alone(scheduled):
     quick(scheduler)
     jobs = [Job(np.ones((1, 4))), Job(np.ones((1, 3))), Job(np.ones((1, 4)), model="other"), Job(np.ones((1, 4)))]
     scheduler.submit(jobs)
+    wait_until(lambda: all(job.outcome for job in jobs))  # the unknown model's goes to a worker
     assert isinstance(jobs[1].outcome, InvalidInputError)
     assert isinstance(jobs[2].outcome, ModelNotFoundError)
     assert jobs[0].outcome.outputs["y"].tolist() == jobs[3].outcome.outputs["y"].tolist() == [[2.0] * 4]
