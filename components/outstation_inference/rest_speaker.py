@@ -311,17 +311,22 @@ def _flat(data: Any, datatype: str, where: str) -> Array:
         if not all(isinstance(word, str) for word in words):
             raise InvalidInputError(f"{where} is BYTES; its data must be strings.")
         return object_array(words)
+    if dtype.kind in "iu":  # numpy would make floats of large integers
+        numbers = _leaves(data)
+        if not all(type(number) is int for number in numbers):
+            raise InvalidInputError(f"{where} is {datatype}; its data is something else.")
+        bounds = np.iinfo(dtype)
+        if numbers and not (bounds.min <= min(numbers) and max(numbers) <= bounds.max):
+            raise InvalidInputError(f"{where} holds a value that {datatype} cannot.")
+        return np.array(numbers, dtype)
     try:
         wide = np.array(data) if data else np.array([], dtype)
     except ValueError as exc:
         raise InvalidInputError(f"{where} has rows of different lengths.") from exc
-    allowed = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[dtype.kind]
-    if wide.size and wide.dtype.kind not in allowed:
+    if wide.size and wide.dtype.kind not in ("b" if dtype.kind == "b" else "iuf"):
         raise InvalidInputError(f"{where} is {datatype}; its data is something else.")
-    array = wide.ravel().astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(array, wide.ravel()):
-        raise InvalidInputError(f"{where} holds a value that {datatype} cannot.")
-    return array
+    with np.errstate(over="ignore"):  # too large for the datatype is infinite, as everywhere
+        return wide.ravel().astype(dtype)
 
 
 def _leaves(data: list[Any]) -> list[Any]:
