@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -204,4 +203,6 @@ def load_provider(name: str) -> ProviderFactory:
 
 
 def _points() -> Iterator[Any]:
+    from importlib.metadata import entry_points  # noqa: PLC0415  25 ms, for the one call at a station's start
+
     yield from entry_points(group=ENTRY_POINT_GROUP)
