@@ -15,6 +15,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 from urllib.parse import quote
 
 from outstation_inference.hpack import Decoder, Header, HpackError, literal
@@ -22,8 +23,8 @@ from outstation_inference.hpack import Decoder, Header, HpackError, literal
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # One header block, continued or not. gRPC's own default is 8 KiB; nobody needs more than twice that.
 MAX_HEADER_BYTES = 16 << 10
-# Of what we receive: large enough that an image is one frame.
-MAX_FRAME_BYTES = 1 << 20
+# Of what we receive: as much as is read at once, so that a frame in pieces is joined once.
+MAX_FRAME_BYTES = 256 << 10
 _DEFAULT_WINDOW = 65_535
 _MAX_WINDOW = (1 << 31) - 1
 
@@ -43,6 +44,9 @@ OK, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 3, 8, 12,
 _RESPONSE_HEADERS = b"\x88" + literal("content-type", "application/grpc")  # 0x88: ":status: 200" of the static table
 _OK_TRAILERS = literal("grpc-status", "0")
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+
+_Bytes = TypeVar("_Bytes", bytes, memoryview)
 
 
 class Http2Error(Exception):
@@ -91,7 +95,7 @@ class Http2:
         self._max_message_bytes = max_message_bytes
         self._max_streams = max_streams
         self._decoder = Decoder(MAX_HEADER_BYTES)
-        self._input = bytearray()
+        self._input = b""  # a frame that is not whole yet
         self._greeted = False
         self._last_id = 0
         self._leaving = False
@@ -111,44 +115,44 @@ class Http2:
         messages: list[Message] = []
         if self.closing:
             return messages
-        self._input += data
+        data = self._input + data if self._input else data
         try:
-            self._read_frames(messages)
+            self._input = data[self._read_frames(data, messages) :]
         except Http2Error as exc:
             self._goaway(exc.code, str(exc))
             self.closing = True
         return messages
 
-    def _read_frames(self, messages: list[Message]) -> None:
-        buffer, at = self._input, 0
+    def _read_frames(self, data: bytes, messages: list[Message]) -> int:
+        """Take the whole frames of *data*; how many bytes they have."""
+        at = 0
         if not self._greeted:
-            if not PREFACE.startswith(buffer[: len(PREFACE)]):
+            if not PREFACE.startswith(data[: len(PREFACE)]):
                 raise Http2Error(PROTOCOL_ERROR, "this is no HTTP/2")
-            if len(buffer) < len(PREFACE):
-                return
+            if len(data) < len(PREFACE):
+                return 0
             self._greeted = True
             at = len(PREFACE)
-        try:
-            while len(buffer) - at >= _HEAD.size:
-                length_type, flags, stream_id = _HEAD.unpack_from(buffer, at)
-                length, kind = length_type >> 8, length_type & 0xFF
-                if length > MAX_FRAME_BYTES:
-                    raise Http2Error(FRAME_SIZE_ERROR, f"a frame of {length} bytes; {MAX_FRAME_BYTES} is the most")
-                end = at + _HEAD.size + length
-                if len(buffer) < end:
-                    break
-                payload = bytes(memoryview(buffer)[at + _HEAD.size : end])
-                at = end
-                self._frame(kind, flags, stream_id & _MAX_WINDOW, payload, messages)
-        finally:
-            del buffer[:at]
+        view = memoryview(data)
+        while len(data) - at >= _HEAD.size:
+            length_type, flags, stream_id = _HEAD.unpack_from(data, at)
+            length, kind = length_type >> 8, length_type & 0xFF
+            if length > MAX_FRAME_BYTES:
+                raise Http2Error(FRAME_SIZE_ERROR, f"a frame of {length} bytes; {MAX_FRAME_BYTES} is the most")
+            begin = at + _HEAD.size
+            if len(data) < begin + length:
+                break
+            at = begin + length
+            if kind == DATA and self._block is None:
+                self._on_data(flags, stream_id & _MAX_WINDOW, view[begin:at], messages)
+            else:
+                self._frame(kind, flags, stream_id & _MAX_WINDOW, data[begin:at], messages)
+        return at
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes, messages: list[Message]) -> None:
         if self._block is not None and (kind != CONTINUATION or stream_id != self._block[0]):
             raise Http2Error(PROTOCOL_ERROR, "headers were begun and not ended")
-        if kind == DATA:
-            self._on_data(flags, stream_id, payload, messages)
-        elif kind == HEADERS:
+        if kind == HEADERS:
             self._on_headers(flags, stream_id, payload, messages)
         elif kind == CONTINUATION:
             self._on_continuation(flags, payload, messages)
@@ -214,7 +218,7 @@ class Http2:
         elif flags & _END_STREAM:
             self._half_close(stream, messages)
 
-    def _on_data(self, flags: int, stream_id: int, payload: bytes, messages: list[Message]) -> None:
+    def _on_data(self, flags: int, stream_id: int, payload: memoryview, messages: list[Message]) -> None:
         self._consumed += len(payload)
         if self._consumed > _MAX_WINDOW // 2:
             self._put(WINDOW_UPDATE, 0, 0, _U32.pack(self._consumed))
@@ -233,9 +237,14 @@ class Http2:
         if flags & _END_STREAM:
             self._half_close(stream, messages)
 
-    def _take(self, stream: Stream, payload: bytes, messages: list[Message]) -> None:
+    def _take(self, stream: Stream, payload: memoryview, messages: list[Message]) -> None:
         """Add to the stream's body and hand out what is whole."""
         body = stream.body
+        if not body and len(payload) >= _PREFIX.size:
+            compressed, length = _PREFIX.unpack_from(payload)
+            if not compressed and length == len(payload) - _PREFIX.size <= self._max_message_bytes:
+                messages.append(Message(stream, bytes(payload[_PREFIX.size :])))  # the usual case: one frame, all of it
+                return
         body += payload
         while len(body) >= _PREFIX.size:
             compressed, length = _PREFIX.unpack_from(body)
@@ -469,7 +478,7 @@ def _timeout(text: str) -> float | None:
     return int(digits) * unit if unit is not None and digits.isdecimal() and len(digits) <= 8 else None
 
 
-def _unpadded(payload: bytes) -> bytes:
+def _unpadded(payload: _Bytes) -> _Bytes:
     if not payload or payload[0] >= len(payload):
         raise Http2Error(PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
