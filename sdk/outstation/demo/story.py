@@ -131,7 +131,7 @@ class _Story:
                 dropped[reason.value] = dropped.get(reason.value, 0) + count
         return Account(
             **counts,
-            dropped=dropped,
+            dropped=dict(sorted(dropped.items())),
             outage_seconds=round(outage, 2),
             kills=plant.kills,
             backlog=backlog,
