@@ -69,7 +69,7 @@ class BufferSettings(Table, frozen=True):
 
     max_bytes: Size = 1 << 30
     min_free_disk_bytes: Annotated[int, msgspec.Meta(ge=0)] = 64 << 20
-    group_interval: Seconds = 0.25  # seconds; how long a record may wait for its fdatasync
+    group_interval: Seconds = 0.5  # seconds; how long a record may wait for its fdatasync
     block_bytes: Size = 256 << 10  # of payload; a block closes at this size
     segment_bytes: Size = 8 << 20  # a segment file closes at this size
     zstd_level: Annotated[int, msgspec.Meta(ge=1, le=19)] = 1

@@ -14,6 +14,8 @@ import random
 import shutil
 import sqlite3
 import struct
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -276,24 +278,84 @@ def bytes_written(work: Work) -> Iterator[Row]:
         yield Row("bytes written a payload byte, JSON", own, name, value, smaller=True, unit="bytes")
 
 
-def drain(work: Work) -> Row:
+def drain(work: Work) -> Iterator[Row]:
+    """Reading back: as blocks, which is what the uplink sends; as columns; as records one by one."""
+    ways = {
+        "blocks": lambda stream: sum(block.header.count for block in stream.blocks()),
+        "columns": lambda stream: sum(len(block.columns()) for block in stream.blocks()),
+        "records": lambda stream: sum(1 for _ in stream.read()),
+    }
     with folder() as place:
         ours(place, work, COMMIT)
         sqlite(place, work, COMMIT)
+        base = sqlite3.connect(place / "sqlite.db")
+        query = "SELECT seq, time, type, attributes, payload FROM records ORDER BY seq"
+        peer = max(timed(lambda: sum(1 for _ in base.execute(query))) for _ in range(3))
+        base.close()
         with Buffer.open(place / "buffer", OPTIONS) as buffer:
             stream = buffer.stream("events")
-            begin = time.perf_counter()
-            count, total = 0, 0
-            for block in stream.blocks():
-                columns = block.columns()
-                count, total = count + len(columns), total + sum(map(len, columns.payloads))
-            own = count / (time.perf_counter() - begin)
-        base = sqlite3.connect(place / "sqlite.db")
-        begin = time.perf_counter()
-        count = sum(1 for _ in base.execute("SELECT seq, time, type, attributes, payload FROM records ORDER BY seq"))
-        peer = count / (time.perf_counter() - begin)
-        base.close()
-    return Row("drain, blocks and their columns", own, "sqlite", peer, 5.0, unit="records/s")
+            for name, way in ways.items():
+                own = max(timed(lambda: way(stream)) for _ in range(3))  # noqa: B023  called at once
+                yield Row(f"drain as {name}", own, "sqlite", peer, 5.0 if name == "blocks" else None, unit="records/s")
+
+
+def timed(work: Callable[[], int]) -> float:
+    """What *work* returns, a second."""
+    begin = time.perf_counter()
+    count = work()
+    return count / (time.perf_counter() - begin)
+
+
+BACKLOG = """
+import sys, time
+from pathlib import Path
+from outstation.buffer import Buffer
+from outstation.settings import BufferSettings, StreamSettings
+begin = time.perf_counter()
+room = StreamSettings(max_bytes=64 << 30)
+buffer = Buffer.open(Path(sys.argv[1]), BufferSettings(max_bytes=64 << 30, min_free_disk_bytes=0, defaults=room))
+opened = time.perf_counter() - begin
+assert next(buffer.stream("events").read()).sequence == 1
+print(opened, int(open("/proc/self/statm").read().split()[1]) * 4096, buffer.stat().stored_bytes)
+buffer.close()
+"""
+
+
+def opening(stored_bytes: int) -> Iterator[Row]:
+    """A backlog of *stored_bytes* on the disk, opened by a process of its own."""
+    with folder() as place:
+        picture = pictures(32).payloads
+        with Buffer.open(place / "buffer", OPTIONS) as buffer:
+            stream = buffer.stream("events")
+            while stream.stored_bytes < stored_bytes:
+                stream.append_many(picture * 4)
+            stream.flush()
+        command = [sys.executable, "-c", BACKLOG, str(place / "buffer")]
+        answers = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(3)]
+        seconds = min(float(answer[0]) for answer in answers)
+        resident = max(int(answer[1]) for answer in answers)
+    size = f"{stored_bytes / 1e9:.2g} GB"
+    yield Row(f"open a backlog of {size}", seconds, reach=1.0, smaller=True, unit="s")
+    yield Row(f"resident after opening {size}", resident / 1e6, reach=60.0, smaller=True, unit="MB")
+
+
+def flat_memory(count: int) -> Row:
+    """Resident memory while *count* records are appended, from a tenth of them to the end."""
+    work = telemetry(2000)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    with folder() as place, Buffer.open(place / "buffer", OPTIONS) as buffer:
+        stream = buffer.stream("events")
+        for n in range(0, count, len(work)):
+            stream.append_many(work.payloads)
+            if n <= count // 10:
+                stream.flush()
+                first = resident()
+        stream.flush()
+        growth = resident() - first
+    return Row(f"memory growth over {count:,} records", growth / 1e6, reach=8.0, smaller=True, unit="MB")
 
 
 def run(scale: float) -> list[Row]:
@@ -312,7 +374,9 @@ def run(scale: float) -> list[Row]:
     rows += compare("4 KB sensor windows, durable every 50", windows(int(20_000 * scale) + 50), 50, {"sqlite": None})
     rows += compare("60 KB pictures, durable every 10", pictures(int(2_000 * scale) + 10), 10, {"sqlite": None})
     rows += bytes_written(records)
-    rows.append(drain(records))
+    rows += drain(records)
+    rows += opening(int(10_000_000_000 * scale))
+    rows.append(flat_memory(int(10_000_000 * scale)))
     return rows
 
 

@@ -35,7 +35,7 @@ STREAMS = "streams"
 # Fewer than the file descriptors that may be open at once: see Handles.
 STREAMS_A_PASS = LIMIT // 2
 # Records of durability "memory", and a cursor that moves while nothing is appended, may wait this much longer.
-LAZY_FACTOR = 8
+LAZY_FACTOR = 4
 # 16 MiB is a million records of no payload, which is what one block can count.
 LARGEST_BLOCK_BYTES = 16 << 20
 # With nothing to do the thread sleeps; a wake-up that was missed, which must not be, would cost this many seconds.

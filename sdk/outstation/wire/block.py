@@ -55,6 +55,7 @@ MAX_METAS = 0xFFFF
 _SAMPLE_BYTES = 4 << 10  # costs 10 us and tells JPEG from text
 _SMALLEST_COMPRESSED = 256  # below, zstd's own header takes most of what it saves
 _of_thread = threading.local()
+_SHORT = "A block's body ends before its columns do."
 _LITTLE = sys.byteorder == "little"
 
 Meta = tuple[str, tuple[tuple[str, str], ...]]  # content type, attributes in sorted order
@@ -313,23 +314,28 @@ class _Reader:
         self._raw = raw
         self._at = 0
 
-    def take(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._raw):
-            raise CorruptBlockError("A block's body ends before its columns do.")
-        piece = self._raw[self._at : end]
-        self._at = end
-        return piece
-
     def integer(self, width: int) -> int:
-        return int.from_bytes(self.take(width), "little")
+        at = self._at
+        self._at = end = at + width
+        if end > len(self._raw):
+            raise CorruptBlockError(_SHORT)
+        return int.from_bytes(self._raw[at:end], "little")
 
     def text(self, width: int) -> str:
-        return self.take(self.integer(width)).decode()
+        raw, at = self._raw, self._at
+        start = at + width
+        self._at = end = start + int.from_bytes(raw[at:start], "little")
+        if end > len(raw):
+            raise CorruptBlockError(_SHORT)
+        return raw[start:end].decode()
 
     def column(self, typecode: str, count: int) -> array[int]:
         column = array(typecode)
-        column.frombytes(self.take(count * column.itemsize))
+        at = self._at
+        self._at = end = at + count * column.itemsize
+        if end > len(self._raw):
+            raise CorruptBlockError(_SHORT)
+        column.frombytes(memoryview(self._raw)[at:end])
         if not _LITTLE:
             column.byteswap()
         return column
@@ -343,12 +349,13 @@ class _Reader:
 
 
 def _read_head(reader: _Reader) -> tuple[list[Meta], dict[str, int]]:
+    integer, text = reader.integer, reader.text
     try:
-        metas = [
-            (reader.text(2), tuple((reader.text(2), reader.text(4)) for _ in range(reader.integer(2))))
-            for _ in range(reader.integer(2))
-        ]
-        return metas, {reader.text(2): reader.integer(8) for _ in range(reader.integer(2))}
+        metas: list[Meta] = []
+        for _ in range(integer(2)):
+            content_type = text(2)
+            metas.append((content_type, tuple([(text(2), text(4)) for _ in range(integer(2))])))
+        return metas, {text(2): integer(8) for _ in range(integer(2))}
     except UnicodeDecodeError as exc:
         raise CorruptBlockError("A block's attributes are not UTF-8.") from exc
 
