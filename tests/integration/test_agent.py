@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +48,10 @@ class AgentProcess:
         )
         assert self._popen.stdout is not None
         assert self._popen.stdout.readline().startswith(b"agent ready")
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self._popen.send_signal(number)
@@ -180,3 +186,20 @@ def test_a_killed_agents_socket_is_no_obstacle_and_sigterm_ends_with_zero(agent:
     assert agent.end() == 0
     assert not agent.socket.exists()
     agent.start()
+
+
+def status(agent: AgentProcess, *options: str) -> str:
+    command = [sys.executable, "-m", "outstation", "status", "--data", str(agent.folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+def test_the_status_command_shows_link_and_streams_to_people_and_to_machines(agent: AgentProcess) -> None:
+    with outstation.connect(agent.socket) as station:
+        station.telemetry.event("reading", {}).wait(10.0)
+    shown = status(agent)
+    assert "by provider local" in shown
+    assert re.search(r"events\s+│\s+1 │", shown)
+    told = json.loads(status(agent, "--json"))
+    events = next(stream for stream in told["reported"]["streams"] if stream["stream"] == "events")
+    assert events["ledger"]["pending"] == 1
+    assert told["pid"] == agent.pid

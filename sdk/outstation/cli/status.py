@@ -48,7 +48,7 @@ def _show(console: Console, now: StationStatus) -> None:
         since = _ago(max(0.0, (time.time_ns() - link.since_unix_nano) / 1e9))
         why = f": {link.reason}" if link.reason else ""
         console.print(f"link [{_COLOUR[link.state]}]{link.state.value}[/] for {since}{why}", soft_wrap=True)
-    console.print(_streams(now.reported))
+    console.print(_streams(now.reported) if now.reported.streams else "no records yet")
     if now.reported.models:
         console.print(_models(now.reported))
 
