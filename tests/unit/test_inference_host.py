@@ -182,6 +182,13 @@ def test_after_close_the_handle_says_so(tmp_path):
         host.get("tiny")
 
 
+def test_many_calls_at_once_are_all_of_one_version(host, tmp_path):
+    host.store.answer(scaling(tmp_path / "a", 3))
+    results = host.get("tiny").run_many([{"x": X}, {"x": X + 1}], timeout=10)
+    assert [result["y"].tolist() for result in results] == [(3 * X).tolist(), (3 * X + 3).tolist()]
+    assert {result.model_version for result in results} == {"3.0.0"}
+
+
 def test_labels_come_with_the_version(host, tmp_path):
     host.store.answer(scaling(tmp_path / "a", 1, labels="zero\none\n"))
     assert host.get("tiny").labels == ("zero", "one")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outstation_inference.hpack import Decoder, HpackError, literal
@@ -59,11 +59,13 @@ def test_an_entry_that_no_longer_fits_is_gone():
         decoder.decode(b"\xbe")
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=126, min_codepoint=32), max_size=300), st.text(st.characters(codec="ascii")))
 def test_what_we_write_is_read_again(name, value):
     assert Decoder(1 << 20).decode(literal(name, value)) == ((name, value),)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_headers_or_an_error_of_ours(block):
     with contextlib.suppress(HpackError):

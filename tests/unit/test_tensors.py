@@ -6,7 +6,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -36,11 +36,13 @@ def same(left, right):
     return left.dtype == right.dtype and left.shape == right.shape and left.tolist() == right.tolist()
 
 
+@settings(deadline=None)
 @given(arrays())
 def test_raw_bytes_become_the_same_array_again(array):
     assert same(from_raw("x", datatype_of(array), array.shape, to_raw(array)), array)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=5), arrays(), max_size=3), st.booleans())
 def test_a_request_arrives_as_it_was_sent_raw_or_typed(inputs, raw):
     request = InferRequest("m", inputs, "1.2.0", "id-7", ("a", "b"), {"k": 1, "s": "x", "f": 0.5, "b": True}, raw)
@@ -51,6 +53,7 @@ def test_a_request_arrives_as_it_was_sent_raw_or_typed(inputs, raw):
     assert all(same(arrived.inputs[name], inputs[name]) for name in inputs)
 
 
+@settings(deadline=None)
 @given(st.data(), st.lists(st.tuples(st.sampled_from(sorted(FIXED)), SHAPES), min_size=1, max_size=3))
 def test_a_client_that_repeats_itself_is_read_as_well_each_time(data, tensors):
     for _ in range(3):
@@ -61,6 +64,7 @@ def test_a_client_that_repeats_itself_is_read_as_well_each_time(data, tensors):
         assert all(same(arrived.inputs[name], inputs[name]) for name in inputs)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=5), arrays(), max_size=3), st.booleans())
 def test_a_response_arrives_as_it_was_sent_raw_or_typed(outputs, raw):
     arrived = InferResponse.unpack(InferResponse("m", "2", outputs, "7", raw).pack())
@@ -68,6 +72,7 @@ def test_a_response_arrives_as_it_was_sent_raw_or_typed(outputs, raw):
     assert all(same(arrived.outputs[name], outputs[name]) for name in outputs)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_bytes_from_anywhere_raise_errors_of_ours_or_are_a_message(data):
     for message in (InferRequest, InferResponse):

@@ -125,6 +125,11 @@ class Model:
             return current.run(inputs)
         return current.run(inputs, None, timeout, self._deadlines)
 
+    def run_many(self, calls: Sequence[Mapping[str, Array]], *, timeout: float | None = None) -> list[Result]:
+        """:meth:`run` for each of *calls*, in order, all by one version; *timeout* is for each of them."""
+        current = self.current
+        return [current.run(inputs, None, timeout, self._deadlines) for inputs in calls]
+
     @property
     def version(self) -> str:
         """The version that answers now."""
