@@ -10,18 +10,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import selectors
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol, TypeVar
 
-from outstation.errors import ConfigurationError, SettingsError
+from outstation.errors import ConfigurationError
 from outstation_inference.jobs import Job
+from outstation_inference.sockets import bound, file_limit
 
 log = logging.getLogger("outstation.inference")
 
@@ -32,7 +31,6 @@ _MAX_UNSENT_BYTES = 1 << 20
 _STALL_TIMEOUT = 30.0
 # What all connections together may hold, in messages of the largest size.
 _MESSAGES_HELD = 4
-_BACKLOG = 512
 # File descriptors left for model files, the agent and the log.
 _SPARE_FILES = 64
 _TICK = 1.0
@@ -123,7 +121,7 @@ class Front:
     ) -> None:
         self._speakers = speakers
         self._submit = submit
-        self._max_connections = min(max_connections, _files() - _SPARE_FILES)
+        self._max_connections = min(max_connections, file_limit() - _SPARE_FILES)
         self._max_held = _MESSAGES_HELD * max_message_bytes
         self._selector = selectors.DefaultSelector()
         self._listeners: list[socket.socket] = []
@@ -142,7 +140,7 @@ class Front:
     def listen(self, address: str) -> str:
         """Listen on "host:port" (port 0: any free one) or "unix:/path"; the address with its real port."""
         try:
-            sock, name = _unix(address) if address.startswith("unix:") else _tcp(address)
+            sock, name = bound(address)
         except OSError as exc:
             raise ConfigurationError(
                 f"Could not listen on {address}: {exc.strerror or exc}.",
@@ -369,43 +367,3 @@ class Front:
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"\0")
-
-
-def _tcp(address: str) -> tuple[socket.socket, str]:
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65_535:
-        raise SettingsError(f"{address!r} is no address.", hint="It must be host:port.")
-    host = host.strip("[]")
-    info = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    sock = socket.socket(info[0], info[1])
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(info[4])
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock, f"{address.rpartition(':')[0]}:{sock.getsockname()[1]}"
-
-
-def _unix(address: str) -> tuple[socket.socket, str]:
-    path = Path(address.removeprefix("unix:"))
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        path.unlink(missing_ok=True)
-        sock.bind(str(path))
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock, address
-
-
-def _files() -> int:
-    """How many files this process may have open; the soft limit is raised to the hard one first."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return soft if soft != resource.RLIM_INFINITY else 1 << 20

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import logging
-import socket
 import stat
 import threading
 from contextlib import ExitStack
@@ -27,6 +24,7 @@ from outstation_inference.http2 import PREFACE
 from outstation_inference.rest_speaker import RestSpeaker
 from outstation_inference.scheduler import Scheduler
 from outstation_inference.service import InferenceService
+from outstation_inference.sockets import answers, is_loopback, unlink
 
 log = logging.getLogger("outstation.inference")
 
@@ -122,7 +120,7 @@ def _speakers(service: InferenceService, settings: InferenceSettings) -> Speaker
 
 def _listen(front: Front, address: str, made: ExitStack) -> str:
     if not address.startswith("unix:"):
-        if not _is_loopback(address):
+        if not is_loopback(address):
             log.warning("%s can be reached from the network, without a password or encryption.", address)
         return front.listen(address)
     path = Path(address.removeprefix("unix:"))
@@ -130,34 +128,10 @@ def _listen(front: Front, address: str, made: ExitStack) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_socket():
             raise ConfigurationError(f"{path} is in the way of the inference server's socket and is no socket.")
-    if _answers(path):
+    if answers(path):
         raise ConfigurationError(f"Another inference server listens on {path}.", hint="Stop it, or choose another.")
     listening = front.listen(address)
-    made.callback(_unlink, path)
+    made.callback(unlink, path)
     # Who shares the data folder's group may ask the models; nobody else.
     path.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
     return listening
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _answers(path: Path) -> bool:
-    """Whether a living process listens on the socket *path*; one that was killed leaves a file that nobody answers."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
