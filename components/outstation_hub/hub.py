@@ -162,6 +162,7 @@ def _buffer_settings(settings: HubSettings) -> BufferSettings:
     inbox = StreamSettings(when_full=WhenFull.REJECT, max_bytes=settings.inbox_bytes)
     return BufferSettings(
         max_bytes=settings.inbox_bytes + (1 << 30),
+        min_free_disk_bytes=settings.min_free_disk_bytes // 2,  # DiskRoom stops the stations before
         group_interval=settings.group_interval,
         block_bytes=1 << 20,
         # Only whole segments are freed, so there must be many of them; and a file each few seconds, not each moment.

@@ -7,6 +7,7 @@ holds a block and knows that it does, or neither.
 
 from __future__ import annotations
 
+import logging
 import threading
 import zlib
 from collections import OrderedDict
@@ -29,6 +30,8 @@ from outstation.provider import Message
 from outstation.types import STREAM_NAME
 from outstation.wire.block import FLAG_ENCRYPTED, HEADER_BYTES, MAGIC, BlockHeader, decode, encode
 
+log = logging.getLogger("outstation.hub")
+
 INBOX = "inbox"
 BLOCK_TYPE = "application/vnd.outstation.block"
 STATION, STREAM = "station", "stream"
@@ -38,6 +41,7 @@ DAMAGED_TIMES = 3
 # Damaged blocks that are remembered; more at once means an attack, and forgetting one only costs another try.
 REMEMBERED = 1000
 _ROOM_INTERVAL = 0.2  # seconds between looks for room while the sinks catch up
+_TELL_INTERVAL = 60.0  # seconds between warnings that there is none
 
 
 @dataclass(slots=True)
@@ -73,6 +77,7 @@ class Inbox:
         # The last receipt of each key; one that is done says nothing that the mark does not, and is swept away.
         self._receipts: dict[str, Receipt] = {}
         self._sweep_at = 1024
+        self._tell_full_at = clock.monotonic()
         self._damaged: OrderedDict[tuple[str, str, int, int], int] = OrderedDict()
 
     def take(
@@ -94,7 +99,8 @@ class Inbox:
                         raise ClosedError("The connection has ended.")
                     receipt = self._append(station, message, header, key)
                 break
-            except BufferFullError:
+            except BufferFullError as exc:
+                self._tell_full(exc)
                 if self._clock.wait(stop, _ROOM_INTERVAL):
                     raise ClosedError("The connection ended while the inbox was full.") from None
             except InvalidInputError as exc:
@@ -105,6 +111,12 @@ class Inbox:
             done(None)
         else:
             receipt.add_done_callback(lambda receipt: done(receipt.error))
+
+    def _tell_full(self, exc: BufferFullError) -> None:
+        now = self._clock.monotonic()
+        if now >= self._tell_full_at:  # each waiting station comes by five times a second
+            self._tell_full_at = now + _TELL_INTERVAL
+            log.warning("stations wait, as the inbox takes no more: %s Do the sinks take anything?", exc)
 
     def forget(self, station: str) -> None:
         """A new connection of *station* begins, and the *stop* of the older one is set: what failed comes again."""
