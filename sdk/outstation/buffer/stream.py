@@ -1,12 +1,15 @@
-"""One stream: where applications append and readers read. Thread-safe for any number of either."""
+"""One stream: where applications append and readers read. Thread-safe for any number of either.
+
+The way of a record: ``append`` puts it into the batch that is being filled; whoever commits takes the batches
+(``take``), writes and syncs them (commit.py, log.py), and publishes them (``publish``) or refuses them (``fail``).
+Reading and the account are in committed.py.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from outstation.buffer.checks import (
     MAX_INTEGER,
@@ -22,34 +25,21 @@ from outstation.buffer.checks import (
     pieces_of,
     record_sizes,
 )
+from outstation.buffer.committed import Committed, Host
 from outstation.buffer.frames import Balance
-from outstation.buffer.reading import (
-    ALWAYS,
-    Chunk,
-    Period,
-    Place,
-    StoredBlock,
-    find_segment,
-    period_of,
-    read_chunk,
-    records_of,
-)
 from outstation.buffer.receipt import Batch, Receipt
-from outstation.buffer.recovery import Found, count_after
+from outstation.buffer.recovery import Found
 from outstation.buffer.segment import Access, Segment
-from outstation.clock import Clock
 from outstation.errors import (
     BufferFullError,
     ClosedError,
     DeadlineError,
     DiskError,
-    InvalidInputError,
     RecordTooLargeError,
     StorageError,
-    from_os_error,
 )
 from outstation.settings import StreamSettings
-from outstation.types import NO_ATTRIBUTES, OCTETS, DropReason, Durability, Ledger, Record, StreamReport, WhenFull
+from outstation.types import NO_ATTRIBUTES, OCTETS, Durability, WhenFull
 from outstation.wire.block import MAX_METAS, MAX_RECORDS
 
 # Appended and not yet on the disk, in blocks: past this an append waits for the disk instead of filling the memory.
@@ -61,39 +51,6 @@ RETRY_INTERVAL = 0.5
 _JUST_BYTES = {bytes}
 # So few different attributes in one call that their size needs no thought.
 FEW_METAS = 64
-# Readers that go on where they stopped; more than this many at once only cost themselves a search.
-REMEMBERED_PLACES = 16
-
-
-class Host(Protocol):
-    """What a stream needs of the buffer that it lives in."""
-
-    clock: Clock
-    block_bytes: int
-
-    def note(self, stream: Stream, delay: float) -> None:
-        """Something waits to be committed within *delay* seconds. Called with the stream's lock held."""
-        ...
-
-    def is_full(self, stream: Stream, size: int) -> bool:
-        """Whether the folder has no room for *size* more bytes, and nothing may go to make some for *stream*."""
-        ...
-
-    def resized(self, change_bytes: int) -> None:
-        """A stream has grown or shrunk on the disk."""
-        ...
-
-    def help_out(self, stream: Stream) -> bool:
-        """Commit *stream* on this thread, if nobody else is committing now. False if somebody is."""
-        ...
-
-    def defer(self, callbacks: list[Callable[[], None]]) -> None:
-        """Have *callbacks* called on the commit thread."""
-        ...
-
-    def delay_of(self, durability: Durability) -> float:
-        """Seconds that an append may wait for its commit."""
-        ...
 
 
 class Ticket:
@@ -122,30 +79,14 @@ class Work:
             ticket.settle(None)
 
 
-class Stream:
+class Stream(Committed):
     """A named row of records, each with a sequence number from 1 on. Made by :meth:`Buffer.stream`."""
 
     def __init__(self, name: str, settings: StreamSettings, host: Host, found: Found, access: Access) -> None:
-        self.name = name
-        self.epoch = found.epoch
-        self.settings = settings
-        self.clock = host.clock
-        self._host = host
-        self._access = access
+        super().__init__(name, settings, host, found, access)
+        self.committed_marks = dict(found.marks)
         self._now = host.clock.time_unix_nano
         self._durable = settings.durability is Durability.RECORD
-        self._lock = threading.Lock()
-        self._settled = threading.Condition(self._lock)
-        # The committed side. Segments change only on the commit thread, under the lock.
-        self.segments = list(found.segments)
-        self.balance = found.balance
-        self.balance_dirty = False
-        self.suspects = set(found.suspects)
-        self.committed_marks = dict(found.marks)
-        self._places: OrderedDict[int, Place] = OrderedDict()
-        self._stored_bytes = sum(segment.file_bytes for segment in self.segments)
-        host.resized(self._stored_bytes)
-        # The side that is being filled.
         self._next = self.balance.last_sequence + 1
         self._marks = dict(found.marks)
         self._filling: Batch | None = None
@@ -157,7 +98,6 @@ class Stream:
         self._tickets: list[Ticket] = []
         self._failure: StorageError | None = None
         self._retry_at = 0.0
-        self._closed = False
 
     # --- appending ---------------------------------------------------------------------------------------------
 
@@ -450,251 +390,18 @@ class Stream:
         for ticket in tickets:
             ticket.settle(error)
 
-    def let_go(self, segments: Sequence[Segment], reason: DropReason | None) -> None:
-        """Take closed *segments*, the oldest ones, out of the stream; what was pending in them counts as *reason*."""
-        with self._lock:
-            balance = self.balance
-            through = max(segment.last_sequence for segment in segments)
-            if reason is not None and through > balance.start:
-                count = self._present(balance.start, through)
-                balance = balance._replace(**{reason.value: getattr(balance, reason.value) + count})
-            self.balance = balance._replace(retired=max(through, balance.retired))
-            self.balance_dirty = True
-            gone = {segment.serial for segment in segments}
-            self.segments = [segment for segment in self.segments if segment.serial not in gone]
-            self.suspects -= gone
-            self._measure()
-
-    def give_up(self, segment: Segment) -> None:
-        """Nothing more will be written to *segment*."""
-        with self._lock:
-            self._replace_segment(segment)
-
-    def put_back(self, segment: Segment, *, thinned: int, corrupt: int, rewrite: int) -> None:
-        """Replace all segments that *segment* covers; these many pending records were lost on the way."""
-        with self._lock:
-            balance = self.balance
-            self.balance = balance._replace(
-                thinned=balance.thinned + thinned, corrupt=balance.corrupt + corrupt, rewrites=rewrite
-            )
-            self.balance_dirty = True
-            self.suspects.discard(segment.serial)
-            self.segments = [
-                own
-                for own in self.segments
-                if own.serial >= segment.serial or own.last_sequence < segment.first_sequence
-            ]
-            self._measure()
-            self._replace_segment(segment)
-
-    def suspect(self, serials: set[int]) -> None:
-        """Have the segments of these serials read through and written again without what is damaged."""
-        with self._lock:
-            self.suspects |= serials & {segment.serial for segment in self.segments}
-            self._host.note(self, 0.0)
-
-    def look_again(self, delay: float) -> None:
-        """Have the commit thread look after the stream in *delay* seconds, whether or not anything is appended."""
-        with self._lock:
-            self._host.note(self, delay)
-
     def close(self) -> None:
         """Refuse appends from now on. What was appended is committed by the buffer's last pass."""
         with self._lock:
             self._closed, self._limit = True, -1
             self._settled.notify_all()
 
-    @property
-    def stored_bytes(self) -> int:
-        """What its segments take on the disk."""
-        return self._stored_bytes
+    def _room_changed(self) -> None:
+        if self.settings.when_full is WhenFull.REJECT:
+            self._limit = -1  # the running block was told of other room
 
     def _settle(self, batches: list[Batch], error: StorageError | None) -> None:
         for batch in batches:
             callbacks = batch.settle(error)
             if callbacks:
                 self._host.defer(callbacks)
-
-    def _replace_segment(self, segment: Segment) -> None:
-        newest = self.segments[-1] if self.segments else None
-        if newest is None or newest.serial < segment.serial:
-            self.segments.append(segment)
-            self._resize(self._stored_bytes + segment.file_bytes)
-        elif newest.serial == segment.serial:
-            self.segments[-1] = segment
-            self._resize(self._stored_bytes + segment.file_bytes - newest.file_bytes)
-        else:
-            self.segments = [segment if own.serial == segment.serial else own for own in self.segments]
-            self._measure()
-
-    def _measure(self) -> None:
-        self._resize(sum(segment.file_bytes for segment in self.segments))
-
-    def _resize(self, stored_bytes: int) -> None:
-        self._host.resized(stored_bytes - self._stored_bytes)
-        self._stored_bytes = stored_bytes
-        if self.settings.when_full is WhenFull.REJECT:
-            self._limit = -1  # there is more or less room than the running block was told
-
-    # --- reading -----------------------------------------------------------------------------------------------
-
-    @property
-    def last_sequence(self) -> int:
-        """The number of the last committed record; 0 before the first."""
-        return self.balance.last_sequence
-
-    @property
-    def acknowledged(self) -> int:
-        """The cursor: everything through this number was acknowledged."""
-        return self.balance.cursor
-
-    def blocks(self, after: int = 0) -> Iterator[StoredBlock]:
-        """The committed blocks that end after *after*, in order; ends at the last one committed.
-
-        A block may begin at or before *after*: trim it. Numbers may be missing (evicted, expired, thinned, corrupt):
-        the ledger says why. Damaged blocks are passed over, moved to quarantine and counted soon after. Holds no
-        file open between two blocks and at most 256 KiB or one block in memory. Raises DiskError, DecryptionError.
-        """
-        return self._blocks(after, ALWAYS)
-
-    def read(
-        self, after: int = 0, *, since_unix_nano: int | None = None, until_unix_nano: int | None = None
-    ) -> Iterator[Record]:
-        """The committed records with a number greater than *after*, in order of their numbers; as :meth:`blocks`.
-
-        With a time range, both ends included, only those whose time stamp lies in it; blocks and segments outside
-        it are not read.
-        """
-        period = period_of(since_unix_nano, until_unix_nano)
-        return records_of(self._blocks(after, period), after, period)
-
-    def tail(self, after: int | None = None, *, timeout: float | None = None) -> Iterator[Record]:
-        """As :meth:`read`, and then each record as it is committed.
-
-        Begins after *after*, or (None) with what is committed from now on. Ends when nothing has come for *timeout*
-        seconds (None: never), or when the stream is closed. For threads of the reader's own: it waits in between.
-        """
-        position = self.last_sequence if after is None else after
-        while True:
-            for record in self.read(position):
-                position = record.sequence
-                yield record
-            if not self._await_more(position, timeout):
-                return
-
-    def _await_more(self, after: int, timeout: float | None) -> bool:
-        """Wait for a record after *after*; False when none came in time, or none can come."""
-        with self._lock:
-            self._settled.wait_for(lambda: self._closed or self.last_sequence > after, timeout)
-            return self.last_sequence > after
-
-    def _blocks(self, after: int, period: Period) -> Iterator[StoredBlock]:
-        while True:
-            chunk = self._chunk(after, period)
-            if chunk is None:
-                return
-            for block in chunk.blocks:
-                after = block.header.last_sequence
-                yield block
-
-    def acknowledge(self, through: int) -> None:
-        """Move the cursor to *through*: every record up to it is safe elsewhere and may be removed here.
-
-        Cheap; the cursor is on the disk with the next commit or flush (after a crash before that, records may be
-        delivered again). Never goes back: a smaller number is ignored. InvalidInputError beyond the last committed.
-        """
-        with self._lock:
-            balance = self.balance
-            if through > balance.last_sequence:
-                raise InvalidInputError(
-                    f"Record {through} of stream {self.name!r} cannot be acknowledged: the last is "
-                    f"{balance.last_sequence}."
-                )
-            if through <= balance.cursor:
-                return
-            count = self._present(balance.start, through) if through > balance.start else 0
-            self.balance = balance._replace(cursor=through, acknowledged=balance.acknowledged + count)
-            self.balance_dirty = True
-            self._host.note(self, self._host.delay_of(Durability.MEMORY))
-
-    def ledger(self) -> Ledger:
-        """The account now; it balances at every instant. Records on the way to the disk are not in it yet."""
-        balance = self.balance
-        return Ledger(
-            appended=balance.last_sequence + balance.rejected,
-            acknowledged=balance.acknowledged,
-            pending=balance.accounted_pending,
-            dropped=balance.dropped(),
-        )
-
-    def report(self) -> StreamReport:
-        """The account with the bytes that wait and the time of the oldest record that does (0 = none)."""
-        with self._lock:
-            balance = self.balance
-            waiting = [segment for segment in self.segments if segment.last_sequence > balance.start]
-            pending_bytes = sum(segment.payload_bytes for segment in waiting)
-            if waiting and waiting[0].first_sequence <= balance.start:
-                oldest = waiting[0]
-                share = (oldest.last_sequence - balance.start) / (oldest.last_sequence + 1 - oldest.first_sequence)
-                pending_bytes -= round(oldest.payload_bytes * (1 - share))
-        oldest_time = 0
-        if waiting:
-            chunk = self._chunk(balance.start)
-            oldest_time = chunk.blocks[0].header.earliest_unix_nano if chunk and chunk.blocks else 0
-        return StreamReport(self.name, self.epoch, self.ledger(), pending_bytes, oldest_time)
-
-    def _present(self, after: int, through: int) -> int:
-        """How many records with numbers in (after, through] are there."""
-        total = 0
-        for segment in self.segments:
-            if segment.last_sequence <= after or segment.first_sequence > through:
-                continue
-            try:
-                total += count_after(self._access, segment, after)
-                total -= count_after(self._access, segment, through)
-            except OSError as exc:
-                raise from_os_error(exc, doing="read the stream", path=segment.path) from exc
-        return total
-
-    def _chunk(self, after: int, period: Period = ALWAYS) -> Chunk | None:
-        """The next blocks that end after *after*, or None at the end."""
-        missing: Segment | None = None
-        while True:
-            with self._lock:
-                segment = find_segment(self.segments, after)
-                if segment is None:
-                    return None
-                place = self._places.get(after)
-                if place is None or place[:2] != (segment.serial, segment.generation):
-                    place = Place(segment.serial, segment.generation, 0)
-            if segment.count == 0 or not period.touches(segment) or segment is missing:
-                after = segment.last_sequence
-                continue
-            try:
-                chunk = read_chunk(self._access, segment, place, after, period)
-            except FileNotFoundError:
-                # Removed meanwhile: the list says what is there now. If it still names the file, somebody else did it.
-                if segment is self._listed(segment.serial):
-                    missing = segment
-                    self._suspect(segment)
-                continue
-            except OSError as exc:
-                raise from_os_error(exc, doing="read the stream", path=segment.path) from exc
-            if chunk.damaged:
-                self._suspect(segment)
-            if chunk.blocks:
-                self._remember(chunk.blocks[-1].header.last_sequence, chunk.next_place)
-                return chunk
-            after = segment.last_sequence
-
-    def _listed(self, serial: int) -> Segment | None:
-        return next((segment for segment in self.segments if segment.serial == serial), None)
-
-    def _remember(self, after: int, place: Place) -> None:
-        with self._lock:
-            self._places[after] = place
-            if len(self._places) > REMEMBERED_PLACES:
-                self._places.popitem(last=False)
-
-    def _suspect(self, segment: Segment) -> None:
-        self.suspect({segment.serial})
