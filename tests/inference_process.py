@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from outstation.settings import InferenceSettings
+from outstation_inference import InferenceProcess
+
 COMMAND = (sys.executable, "-m", "outstation", "inference")
+
+
+@contextlib.contextmanager
+def served(path: Path, name: str, **settings) -> Iterator[str]:
+    """The file *path* served from a thread of this process, which starts sooner; the address over TCP."""
+    process = InferenceProcess.of_file(path, name, InferenceSettings(listen="127.0.0.1:0", **settings))
+    try:
+        yield process.addresses[0]
+    finally:
+        process.close()
 
 
 class InferenceServer:

@@ -18,7 +18,7 @@ import pytest
 from tritonclient import grpc as triton
 
 import tiny_models
-from inference_process import InferenceServer
+from inference_process import InferenceServer, served
 from outstation.inference.remote import RemoteModels
 
 EXAMPLE = Path(__file__).parents[2] / "examples/meter-reading"
@@ -275,10 +275,7 @@ def test_messages_compressed_by_the_client_are_read(server, scans, expected):
 def test_large_tensors_cross_in_both_directions(tmp_path):
     (tmp_path / "big.onnx").write_bytes(tiny_models.scale(2, width=1024))
     x = np.arange(4 << 20, dtype=np.float32).reshape(-1, 1024)  # 16 MiB: many frames, many windows
-    with (
-        InferenceServer("--model", tmp_path / "big.onnx", "--listen", "127.0.0.1:0") as server,
-        RemoteModels(server.address) as models,
-    ):
+    with served(tmp_path / "big.onnx", "big") as address, RemoteModels(address) as models:
         model = models.get("big")
         for _ in range(3):
             assert np.array_equal(model.run({"x": x}, timeout=30)["y"], 2 * x)
@@ -291,16 +288,14 @@ def test_prometheus_reads_a_page(rest):
     assert '\noutstation_inference_calls_total{model="meter-digits",version="1"} ' in body.decode()
 
 
-def test_more_connections_than_the_bound_leave_the_server_answering(tmp_path, scans):
-    bound = {"OUTSTATION_INFERENCE__MAX_CONNECTIONS": "20"}
-    arguments = ("--model", EXAMPLE / "models/v2.onnx", "--name", "m", "--listen", "127.0.0.1:0")
-    with InferenceServer(*arguments, environ=bound) as server, contextlib.ExitStack() as opened:
-        host, port = server.address.split(":")
+def test_more_connections_than_the_bound_leave_the_server_answering(scans):
+    with served(EXAMPLE / "models/v2.onnx", "m", max_connections=20) as address, contextlib.ExitStack() as opened:
+        host, port = address.split(":")
         for _ in range(200):  # each sends half a request and holds on
             sock = opened.enter_context(socket.create_connection((host, int(port)), 10))
             with contextlib.suppress(OSError):
                 sock.sendall(b"POST /v2 HTTP/1.1\r\n")
-        with RemoteModels(server.address) as models:
+        with RemoteModels(address) as models:
             assert models.get("m").run({"image": scans[:1]}, timeout=10)["digit"].shape == (1,)
 
 

@@ -19,7 +19,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 import tiny_models
-from inference_process import COMMAND, InferenceServer
+from inference_process import COMMAND, InferenceServer, served
 from outstation._version import __version__
 from outstation.errors import (
     ConfigurationError,
@@ -269,11 +269,7 @@ def test_sigterm_answers_every_accepted_call_and_ends_with_0(tmp_path):
 
 def test_a_full_queue_refuses_instead_of_growing(tmp_path):
     write_slow(tmp_path / "slow.onnx", 200)
-    settings = {"OUTSTATION_INFERENCE__WORKERS": "1", "OUTSTATION_INFERENCE__QUEUE": "2"}
-    with (
-        InferenceServer("--model", tmp_path / "slow.onnx", "--listen", "127.0.0.1:0", environ=settings) as server,
-        RemoteModels(server.address) as models,
-    ):
+    with served(tmp_path / "slow.onnx", "slow", workers=1, queue=2) as address, RemoteModels(address) as models:
         model = models.get("slow")
         outcomes = []
 
