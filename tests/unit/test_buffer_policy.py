@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from itertools import pairwise
 
 import pytest
@@ -50,6 +51,24 @@ def test_thin_keeps_the_whole_span_at_falling_resolution(tmp_path):
     with Buffer.open(tmp_path, settings) as buffer:
         assert sequences(buffer.stream("history")) == kept
         assert buffer.stream("history").ledger() == ledger
+
+
+def test_a_reader_misses_nothing_that_stays_while_segments_are_thinned(tmp_path):
+    """Each reading must see every record that was there before it began and is there after it ended."""
+    settings = options(history=StreamSettings(when_full=WhenFull.THIN, max_bytes=48 << 10))
+    with Buffer.open(tmp_path, settings) as buffer:
+        stream = buffer.stream("history")
+        fill(stream, 150, 300)
+        writer = threading.Thread(target=fill, args=(stream, 400, 300))
+        writer.start()
+        before = sequences(stream)
+        while writer.is_alive():
+            middle, after = sequences(stream), sequences(stream)
+            assert set(before) & set(after) <= set(middle)
+            before = after
+        writer.join()
+        assert stream.ledger().dropped[DropReason.CORRUPT] == 0
+        assert not list((tmp_path / "streams" / "history").glob("quarantine/*"))
 
 
 def test_a_thinned_stream_is_acknowledged_at_any_number(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from outstation.buffer.frames import Balance
 from outstation.buffer.reading import (
     ALWAYS,
+    ChangedError,
     Chunk,
     Period,
     Place,
@@ -28,6 +29,10 @@ from outstation.types import DropReason, Durability, Ledger, Record, StreamRepor
 
 # Readers that go on where they stopped; more than this many at once only cost themselves a search.
 REMEMBERED_PLACES = 16
+# Between the rename of a rewritten segment and its entry in the list lies an fsync of the folder: some milliseconds,
+# on a bad card a second.
+REWRITE_PAUSE = 0.005
+REWRITE_TRIES = 1000
 
 
 class Host(Protocol):
@@ -216,6 +221,7 @@ class Committed:
             ]
             self._measure()
             self._replace_segment(segment)
+            self._settled.notify_all()
 
     def suspect(self, serials: set[int]) -> None:
         """Have the segments of these serials read through and written again without what is damaged."""
@@ -249,6 +255,7 @@ class Committed:
     def _chunk(self, after: int, period: Period = ALWAYS) -> Chunk | None:
         """The next blocks that end after *after*, or None at the end."""
         missing: Segment | None = None
+        tries = 0
         while True:
             with self._lock:
                 segment = find_segment(self.segments, after)
@@ -267,6 +274,15 @@ class Committed:
                 if segment is self._listed(segment.serial):
                     missing = segment
                     self._suspect(segment)
+                continue
+            except ChangedError:
+                # It was rewritten, and the list will say so in a moment; if it never does, somebody else did it.
+                tries += 1
+                if tries > REWRITE_TRIES:
+                    missing = segment
+                    self._suspect(segment)
+                with self._lock:
+                    self._settled.wait(REWRITE_PAUSE)
                 continue
             except OSError as exc:
                 raise from_os_error(exc, doing="read the stream", path=segment.path) from exc

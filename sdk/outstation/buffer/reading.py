@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from outstation.buffer.segment import Access, Damage, Frame, Segment, body_of, open_for_reading, walk
+from outstation.buffer.segment import Access, Damage, Frame, Segment, body_of, open_for_reading, read_seal, walk
 from outstation.errors import CorruptBlockError
 from outstation.types import Record
 from outstation.wire.block import HEADER_BYTES, BlockHeader, Columns, decode_body
@@ -88,12 +88,16 @@ def find_segment(segments: Sequence[Segment], after: int) -> Segment | None:
 
 
 def read_chunk(access: Access, segment: Segment, place: Place, after: int, period: Period = ALWAYS) -> Chunk:
-    """Blocks of *segment* that end after *after*. FileNotFoundError when it was removed meanwhile; OSError."""
+    """Blocks of *segment* that end after *after*.
+
+    FileNotFoundError when it was removed meanwhile, ChangedError when it was rewritten and *segment* is of before.
+    """
     blocks: list[StoredBlock] = []
     size, damaged = 0, False
     offset = place.offset
-    fd, _ = open_for_reading(access.files, segment.path)
+    fd, size_on_disk = open_for_reading(access.files, segment.path)
     try:
+        _check_unchanged(access, segment, fd, size_on_disk)
         for piece in walk(access.files, fd, offset, segment.length, access.epoch):
             if isinstance(piece, Damage):
                 damaged, offset = True, piece.end
@@ -111,6 +115,16 @@ def read_chunk(access: Access, segment: Segment, place: Place, after: int, perio
     finally:
         access.files.close(fd)
     return Chunk(blocks, Place(segment.serial, segment.generation, offset), offset >= segment.length, damaged)
+
+
+class ChangedError(Exception):
+    """The file is no longer the one that the summary in memory is of: it was thinned or mended meanwhile."""
+
+
+def _check_unchanged(access: Access, segment: Segment, fd: int, size: int) -> None:
+    seal = read_seal(access.files, fd, size)
+    if seal is not None and seal.rewrite != segment.rewrite:
+        raise ChangedError
 
 
 def _open_block(access: Access, fd: int, frame: Frame, serial: int) -> StoredBlock | None:

@@ -236,7 +236,7 @@ class _Examination:
         segment, damages = scan.segment, scan.damages
         if scan.seal is not None and scan.seal.length == segment.length:
             segment.sealed = segment.closed = True
-            segment.written_unix_nano = scan.seal.written_unix_nano
+            segment.written_unix_nano, segment.rewrite = scan.seal.written_unix_nano, scan.seal.rewrite
         torn = damages and damages[-1].end == size and damages[-1].offset >= segment.length
         if newest and not segment.sealed and torn:
             self._found.cut = Damage(segment.length, size)

@@ -156,6 +156,7 @@ class _Rewriting:
             length=0,
             sealed=True,
             closed=True,
+            rewrite=number,
             generation=segment.generation + 1,
         )
 
@@ -168,7 +169,7 @@ class _Rewriting:
             after.first_sequence, after.last_sequence = first_sequence, segment.last_sequence
             lost = max(0, before - count_after(self._access, after, self._start))
             counts = {"thinned": lost} if reason == "thinned" else {"corrupt": lost}
-            seal = after.seal(self._access.epoch, rewrite=self._number, **counts)
+            seal = after.seal(self._access.epoch, **counts)
             files.write(target, seal.pack(), after.length)
             files.sync(target)
         except BaseException:

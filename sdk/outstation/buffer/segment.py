@@ -55,6 +55,7 @@ class Segment:
     written_unix_nano: int = 0  # when the newest record was appended, by the steady clock
     sealed: bool = False
     closed: bool = False  # nothing more will be written to it; sealed, or given up after a fault
+    rewrite: int = 0  # the number of the rewrite that made the file, as its seal has it
     generation: int = 0  # grows when the file is rewritten: offsets found before are void
 
     @property
@@ -82,12 +83,12 @@ class Segment:
         """A copy to be changed; several times cheaper than dataclasses.replace, and made for each commit."""
         other = Segment(self.path, self.serial, self.first_sequence, self.last_sequence)
         other.count, other.blocks, other.payload_bytes = self.count, self.blocks, self.payload_bytes
-        other.length, other.generation = self.length, self.generation
+        other.length, other.generation, other.rewrite = self.length, self.generation, self.rewrite
         other.earliest_unix_nano, other.latest_unix_nano = self.earliest_unix_nano, self.latest_unix_nano
         other.written_unix_nano, other.sealed, other.closed = self.written_unix_nano, self.sealed, self.closed
         return other
 
-    def seal(self, epoch: int, *, rewrite: int = 0, thinned: int = 0, corrupt: int = 0) -> Seal:
+    def seal(self, epoch: int, *, thinned: int = 0, corrupt: int = 0) -> Seal:
         return Seal(
             epoch=epoch,
             serial=self.serial,
@@ -100,7 +101,7 @@ class Segment:
             earliest_unix_nano=self.earliest_unix_nano,
             latest_unix_nano=self.latest_unix_nano,
             written_unix_nano=self.written_unix_nano,
-            rewrite=rewrite,
+            rewrite=self.rewrite,
             rewrite_thinned=thinned,
             rewrite_corrupt=corrupt,
         )
@@ -119,6 +120,7 @@ class Segment:
             earliest_unix_nano=seal.earliest_unix_nano,
             latest_unix_nano=seal.latest_unix_nano,
             written_unix_nano=seal.written_unix_nano,
+            rewrite=seal.rewrite,
             sealed=True,
             closed=True,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from outstation.buffer.encryption import Keys, Vault
-from outstation.buffer.reading import Chunk, Place, StoredBlock, period_of, read_chunk, records_of
+from outstation.buffer.reading import ChangedError, Chunk, Place, StoredBlock, period_of, read_chunk, records_of
 from outstation.buffer.recovery import Found, examine
 from outstation.buffer.segment import Access, Damage, Opener, Segment, body_of, open_for_reading, walk
 from outstation.durable import FILES
@@ -113,13 +113,13 @@ class StreamView:
 
 
 class _GoneError(Exception):
-    """The owner removed a segment while it was being read."""
+    """The owner removed or rewrote a segment since it was looked at."""
 
 
 def _chunk_of(access: Access, segment: Segment, place: Place, after: int) -> Chunk:
     try:
         return read_chunk(access, segment, place, after)
-    except FileNotFoundError as exc:
+    except (FileNotFoundError, ChangedError) as exc:
         raise _GoneError from exc
 
 
