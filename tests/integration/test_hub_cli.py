@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from hub_parts import HubProcess, hub_provider, rows, run
+from outstation.cli.main import app
 from outstation.testing.contract import Ear, message
 from outstation.types import DropReason, Ledger, ModelPhase, ModelReport, ModelVersionReport, Reported, StreamReport
 from support import wait_until
@@ -83,11 +85,15 @@ def test_an_address_that_nobody_answers_for_is_one_sentence_and_a_hint():
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [["hub"], ["fleet", "ls"], ["fleet", "show"], ["fleet", "set-model"]])
+@pytest.mark.parametrize(
+    "command",
+    ["hub", "hub init", "hub enroll", "hub operator", "hub revoke", "enroll"]
+    + ["fleet ls", "fleet show", "fleet set-model"],
+)
 def test_help_ends_with_an_example(command):
-    done = run(*command, "--help")
-    assert done.returncode == 0
-    assert "Example: outstation" in done.stdout
+    done = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert done.exit_code == 0
+    assert "Example: outstation " + command in done.stdout
 
 
 def test_sigterm_ends_a_hub_in_order_and_its_folder_may_be_used_again(tmp_path):
