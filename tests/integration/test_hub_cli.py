@@ -87,7 +87,17 @@ def test_an_address_that_nobody_answers_for_is_one_sentence_and_a_hint():
 
 @pytest.mark.parametrize(
     "command",
-    "hub,hub init,hub enroll,hub operator,hub revoke,enroll,fleet ls,fleet show,fleet set-model".split(","),
+    [
+        "hub",
+        "hub init",
+        "hub enroll",
+        "hub operator",
+        "hub revoke",
+        "enroll",
+        "fleet ls",
+        "fleet show",
+        "fleet set-model",
+    ],
 )
 def test_help_ends_with_an_example(command):
     done = CliRunner().invoke(app, [*command.split(), "--help"])
