@@ -54,34 +54,48 @@ def test_thin_keeps_the_whole_span_at_falling_resolution(tmp_path):
         assert buffer.stream("history").ledger() == ledger
 
 
-class ReadBetween(Files):
-    """Has a reader begin between the rename of a rewritten segment and its entry in the stream's list."""
+class ReadAcross(Files):
+    """Has a reader stand in the middle of a segment when its rewritten self takes the place, and go on before the list
+    of segments says so.
+    """
 
     def __init__(self) -> None:
-        self.reader = None
+        self.reader = self.stream = None
         self.seen: list[list[int]] = []
         self._threads: list[threading.Thread] = []
 
     def rename(self, source, target):
+        if self.reader is None or target.suffix != ".seg":
+            super().rename(source, target)
+            return
+        records = self.reader()
+        (segment,) = [own for own in self.stream.segments if own.path == target]
+        head = [next(records).sequence]
+        while head[-1] < (segment.first_sequence + segment.last_sequence) // 2:
+            head.append(next(records).sequence)
         super().rename(source, target)
-        if self.reader is not None and target.suffix == ".seg" and len(self._threads) < 8:
-            self._threads.append(threading.Thread(target=lambda: self.seen.append(self.reader())))
-            self._threads[-1].start()
-            self._threads[-1].join(0.05)  # time to read wrongly; who reads rightly waits for the entry
+
+        def go_on() -> None:
+            self.seen.append(head + [record.sequence for record in records])
+
+        self._threads.append(threading.Thread(target=go_on))
+        self._threads[-1].start()
+        self._threads[-1].join(0.05)  # time to read wrongly; who reads rightly waits for the list
 
     def join(self) -> None:
         for thread in self._threads:
             thread.join()
 
 
-def test_a_reader_misses_nothing_that_stays_while_segments_are_thinned(tmp_path):
+def test_a_reader_misses_nothing_that_stays_while_segments_are_thinned(tmp_path, monkeypatch):
+    monkeypatch.setattr("outstation.buffer.reading.CHUNK_BYTES", 1)  # a block at a time, so that it stands within one
     settings = options(history=StreamSettings(when_full=WhenFull.THIN, max_bytes=48 << 10))
-    files = ReadBetween()
+    files = ReadAcross()
     with Buffer.open(tmp_path, settings, files=files) as buffer:
         stream = buffer.stream("history")
         fill(stream, 130, 300)
         before = sequences(stream)
-        files.reader = lambda: sequences(stream)
+        files.reader, files.stream = stream.read, stream
         fill(stream, 60, 300)
         files.join()
         stays = set(before) & set(sequences(stream))
