@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from outstation.cli.process import DataDir, SettingsPath, load_settings
+from outstation.cli.tables import draw
 from outstation.types import DropReason, Record
 
 if TYPE_CHECKING:
@@ -199,16 +198,8 @@ def _show(rows: list[dict[str, object]], as_json: bool, *, title: str) -> None:
         for row in rows:
             print("\t".join(f"{key}={value}" for key, value in row.items()))
     else:
-        table = Table(title=title, title_justify="left")
-        for key in rows[0] if rows else ("stream",):
-            table.add_column(key.replace("_", " "))
-        for row in rows:
-            table.add_row(*map(_cell, row.values()))
-        Console().print(table)
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+        columns = [key.replace("_", " ") for key in (rows[0] if rows else ("stream",))]
+        draw(columns, [list(row.values()) for row in rows], title=title)
 
 
 def _write(record: Record, as_json: bool) -> None:

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 
 
 def demo(
@@ -34,6 +33,8 @@ def demo(
 
     Example: outstation demo --seconds 15 --report account.json
     """
+    from rich.console import Console  # noqa: PLC0415  a tenth of a second
+
     from outstation.demo.screen import show_account  # noqa: PLC0415  grpc and more, which --help does not need
     from outstation.demo.story import tell  # noqa: PLC0415
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from outstation.cli.tables import ago, draw
 from outstation.errors import InvalidInputError
 from outstation.types import LATEST, DesiredModel
 
@@ -49,7 +49,7 @@ def ls(hub: HubAddress = HUB, ca: Ca = None, cert: Cert = None, key: Key = None,
     rows = [
         (
             entry.station,
-            _ago(entry.last_seen_unix_nano),
+            f"{ago(entry.last_seen_unix_nano)} ago",
             str(sum(stream.ledger.pending for stream in entry.reported.streams)),
             ", ".join(f"{model.name} {model.active or '-'}" for model in entry.reported.models) or "-",
             entry.reported.software or "-",
@@ -79,7 +79,7 @@ def show(
     if as_json:
         _print_json(entry)
         return
-    print(f"{entry.station}: last seen {_ago(entry.last_seen_unix_nano)}, {entry.reported.software or 'unknown'}")
+    print(f"{entry.station}: last seen {ago(entry.last_seen_unix_nano)} ago, {entry.reported.software or 'unknown'}")
     versions = [
         (model.name, version.version, version.phase.value, version.reason or "-")
         for model in entry.reported.models
@@ -160,18 +160,4 @@ def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in rows:
             print("\t".join(row))
         return
-    from rich.console import Console  # noqa: PLC0415  only for people
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(*heads)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def _ago(time_unix_nano: int) -> str:
-    seconds = max(0, (time.time_ns() - time_unix_nano) // 1_000_000_000)
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"
+    draw(heads, rows)

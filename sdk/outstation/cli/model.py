@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from outstation.cli import model_device
 from outstation.cli.process import DataDir, SettingsPath, load_settings
+from outstation.cli.tables import draw
 from outstation.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -147,10 +146,7 @@ def list_(repository: RepositoryFolder, as_json: AsJson = False) -> None:
         for row in rows:
             print(" ".join(_cells(row)).rstrip())
     else:
-        table = Table("model", "version", "bytes", "files", "metrics", "withdrawn")
-        for row in rows:
-            table.add_row(*_cells(row))
-        Console(highlight=False).print(table)
+        draw(("model", "version", "bytes", "files", "metrics", "withdrawn"), map(_cells, rows))
 
 
 @app.command("verify")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from outstation.cli.process import DataDir, SettingsPath, load_settings
+from outstation.cli.tables import draw
 from outstation.errors import InvalidInputError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -45,10 +44,7 @@ def ls(
         keys = ("name", "version", "marks", "phase", "reason")
         print(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
     elif sys.stdout.isatty():
-        table = Table("model", "version", "", "phase", "reason")
-        for row in rows:
-            table.add_row(*row)
-        Console(highlight=False).print(table)
+        draw(("model", "version", "", "phase", "reason"), rows)
     else:
         for row in rows:
             print(" ".join(filter(None, row)))

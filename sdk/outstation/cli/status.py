@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from outstation.cli.process import DataDir, SettingsPath, load_settings
-from outstation.types import LinkState, Reported, StationStatus
-
-_COLOUR = {LinkState.ONLINE: "green", LinkState.PROBING: "yellow", LinkState.OFFLINE: "red"}
+from outstation.cli.tables import ago, draw
+from outstation.types import ModelReport, StationStatus, StreamReport
 
 
 def status(
@@ -37,49 +34,33 @@ def status(
     if as_json:
         print(msgspec.json.encode(now).decode())
     else:
-        _show(Console(highlight=False), now)
+        _show(now)
 
 
-def _show(console: Console, now: StationStatus) -> None:
-    up = max(0.0, (time.time_ns() - now.started_unix_nano) / 1e9)
-    console.print(f"station [bold]{now.station}[/] by provider {now.provider}, pid {now.pid}, up {_ago(up)}")
+def _show(now: StationStatus) -> None:
+    print(f"station {now.station} by provider {now.provider}, pid {now.pid}, up {ago(now.started_unix_nano)}")
     link = now.reported.link
     if link is not None:
-        since = _ago(max(0.0, (time.time_ns() - link.since_unix_nano) / 1e9))
         why = f": {link.reason}" if link.reason else ""
-        console.print(f"link [{_COLOUR[link.state]}]{link.state.value}[/] for {since}{why}", soft_wrap=True)
-    console.print(_streams(now.reported) if now.reported.streams else "no records yet")
-    if now.reported.models:
-        console.print(_models(now.reported))
-
-
-def _streams(reported: Reported) -> Table:
-    table = Table(title="streams", title_justify="left")
-    table.add_column("stream")
-    for column in ("pending", "bytes", "acknowledged", "dropped"):
-        table.add_column(column, justify="right")
-    for report in reported.streams:
-        ledger = report.ledger
-        dropped = ", ".join(f"{count:,} {reason.value}" for reason, count in ledger.dropped.items() if count) or "0"
-        table.add_row(
-            report.stream, f"{ledger.pending:,}", f"{report.pending_bytes:,}", f"{ledger.acknowledged:,}", dropped
+        print(f"link {link.state.value} for {ago(link.since_unix_nano)}{why}")
+    if now.reported.streams:
+        draw(
+            ("stream", "pending", "bytes", "acknowledged", "dropped"), map(_row, now.reported.streams), title="streams"
         )
-    return table
+    else:
+        print("no records yet")
+    if now.reported.models:
+        draw(("model", "version", "phase", "reason"), _versions(now.reported.models), title="models (* answers)")
 
 
-def _models(reported: Reported) -> Table:
-    table = Table(title="models", title_justify="left")
-    for column in ("model", "version", "phase", "reason"):
-        table.add_column(column)
-    for model in reported.models:
+def _row(report: StreamReport) -> tuple[object, ...]:
+    ledger = report.ledger
+    dropped = ", ".join(f"{count:,} {reason.value}" for reason, count in ledger.dropped.items() if count)
+    return report.stream, ledger.pending, report.pending_bytes, ledger.acknowledged, dropped or 0
+
+
+def _versions(models: tuple[ModelReport, ...]) -> Iterator[tuple[object, ...]]:
+    for model in models:
         for version in model.versions:
             mark = " *" if version.version == model.active else ""
-            table.add_row(model.name, version.version + mark, version.phase.value, version.reason)
-    return table
-
-
-def _ago(seconds: float) -> str:
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+            yield model.name, version.version + mark, version.phase.value, version.reason
