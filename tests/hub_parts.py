@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pyarrow.parquet as pq
 
+from outstation.cli.main import main
 from outstation.clock import SystemClock
 from outstation.providers.hub import HubProvider
 from outstation.types import Identity
@@ -131,6 +135,15 @@ class HubProcess:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line, as an operator types it."""
-    command = [sys.executable, "-m", "outstation", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    """The command line, as an operator types it; in this process, unless it would take over the signals."""
+    command = ["outstation", *arguments]
+    if arguments[0] == "hub" and arguments[1].startswith("--"):
+        command[:1] = [sys.executable, "-m", "outstation"]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", command):
+        try:
+            main()
+        except SystemExit as exc:
+            code = exc.code or 0
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
