@@ -244,11 +244,17 @@ def best(store: Callable[[Path, Work, int], float], work: Work, commit: int, rou
     return max(rates)
 
 
-def compare(name: str, work: Work, commit: int, reaches: dict[str, float | None]) -> Iterator[Row]:
-    own = best(ours, work, commit)
+def compare(name: str, work: Work, commit: int, reaches: dict[str, float | None], rounds: int = 3) -> Iterator[Row]:
+    """Ours and the peers by turns, so that what else the machine does meets all of them; the best round of each."""
+    rates: dict[str, float] = {}
+    for _ in range(rounds):
+        for store in ("ours", *reaches):
+            own = work.head(max(commit, int(len(work) * SHARE.get(store, 1.0))))
+            with folder() as place:
+                rate = (ours if store == "ours" else PEERS[store])(place, own, commit)
+            rates[store] = max(rate, rates.get(store, 0.0))
     for peer, reach in reaches.items():
-        small = work.head(max(commit, int(len(work) * SHARE.get(peer, 1.0))))
-        yield Row(name, own, peer, best(PEERS[peer], small, commit), reach, unit="records/s")
+        yield Row(name, rates["ours"], peer, rates[peer], reach, unit="records/s")
 
 
 def single_appends(work: Work) -> Row:
