@@ -19,8 +19,8 @@ from outstation.clock import SystemClock
 from outstation.providers.hub import HubProvider
 from outstation.types import Identity
 from outstation.wire import convert
+from outstation.wire.client import Client
 from outstation.wire.messages import Wish
-from outstation.wire.services import Client
 from outstation_hub import Hub, HubSettings
 from support import wait_until
 

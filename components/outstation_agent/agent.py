@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import stat
 import threading
-from pathlib import Path
 
 from outstation.clock import Clock, SystemClock
-from outstation.errors import ConfigurationError, mapped_os_errors
 from outstation.settings import Settings
 from outstation.station import StationParts
+from outstation.wire.address import claim_socket, release_socket, share_socket
 from outstation.wire.services import Server
 from outstation_agent.service import StationService
 
@@ -28,11 +25,10 @@ class Agent:
             self.socket = settings.agent_socket
             self._service = StationService(self._parts)
             self._server = Server([self._service.handler], workers=WORKERS, name="agent")
-            _clear_socket(self.socket)
+            claim_socket(self.socket, whose="the agent")
             self._server.listen(f"unix:{self.socket.absolute()}")
             self._server.start()
-            # Whoever may write to the data folder's group may speak to the agent; nobody else.
-            self.socket.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
+            share_socket(self.socket)
         except BaseException:
             self._parts.close()
             raise
@@ -52,15 +48,4 @@ class Agent:
         self._service.close()
         self._server.close()
         self._parts.close()
-        with contextlib.suppress(OSError):
-            self.socket.unlink()
-
-
-def _clear_socket(path: Path) -> None:
-    """Remove the socket that a killed agent left. The buffer's lock says that no other agent lives."""
-    with mapped_os_errors(doing="make the agent's socket", path=path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_socket():
-            path.unlink()
-        elif path.exists():
-            raise ConfigurationError(f"{path} is in the way of the agent's socket and is no socket.")
+        release_socket(self.socket)

@@ -38,8 +38,8 @@ from outstation.errors import (
     mapped_os_errors,
 )
 from outstation.types import STATION_NAME, checked_name
+from outstation.wire.channel import HUB_NAME
 from outstation.wire.messages import IssuedCertificate
-from outstation.wire.services import HUB_NAME
 
 try:
     from cryptography import x509

@@ -17,7 +17,8 @@ from outstation.durable import make_directories
 from outstation.errors import OutstationError, SettingsError
 from outstation.settings import BufferSettings, StreamSettings
 from outstation.types import WhenFull
-from outstation.wire.services import Keepalive, Server, Tls
+from outstation.wire.channel import Keepalive, Tls
+from outstation.wire.services import Server
 from outstation_hub.access import Access
 from outstation_hub.drain import Drain
 from outstation_hub.fleet import FleetService, Wishes

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from outstation.errors import SettingsError
 from outstation.settings import Seconds, Size, Table
-from outstation.wire.services import Tls, is_loopback
+from outstation.wire.address import is_loopback
+from outstation.wire.channel import Tls
 
 
 class HubSettings(Table, frozen=True):

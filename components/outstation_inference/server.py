@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import stat
 import threading
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from outstation.clock import Clock, SystemClock
-from outstation.errors import ConfigurationError, mapped_os_errors
+from outstation.errors import ConfigurationError
 from outstation.inference.health import HealthReporter
 from outstation.inference.host import FixedModels, ModelHost, Models
 from outstation.inference.loading import load_file
@@ -18,13 +17,13 @@ from outstation.inference.model import Model
 from outstation.inference.runtime import RuntimeOptions
 from outstation.models.store import ModelStore
 from outstation.settings import InferenceSettings, Settings
+from outstation.wire.address import claim_socket, is_loopback, release_socket, share_socket
 from outstation_inference.front import Connection, Front, Speaker, Speakers
 from outstation_inference.grpc_speaker import GrpcSpeaker, questions
 from outstation_inference.http2 import PREFACE
 from outstation_inference.rest_speaker import RestSpeaker
 from outstation_inference.scheduler import Scheduler
 from outstation_inference.service import InferenceService
-from outstation_inference.sockets import answers, is_loopback, unlink
 
 log = logging.getLogger("outstation.inference")
 
@@ -124,14 +123,8 @@ def _listen(front: Front, address: str, made: ExitStack) -> str:
             log.warning("%s can be reached from the network, without a password or encryption.", address)
         return front.listen(address)
     path = Path(address.removeprefix("unix:"))
-    with mapped_os_errors(doing="make the socket of the inference server", path=path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_socket():
-            raise ConfigurationError(f"{path} is in the way of the inference server's socket and is no socket.")
-    if answers(path):
-        raise ConfigurationError(f"Another inference server listens on {path}.", hint="Stop it, or choose another.")
+    claim_socket(path, whose="the inference server")
     listening = front.listen(address)
-    made.callback(unlink, path)
-    # Who shares the data folder's group may ask the models; nobody else.
-    path.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
+    made.callback(release_socket, path)
+    share_socket(path)
     return listening

@@ -1,9 +1,8 @@
-"""Addresses and what the machine makes of them: "host:port", "unix:/path"."""
+"""Listening sockets, and how many the process may have."""
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import resource
 import socket
 from pathlib import Path
@@ -40,7 +39,6 @@ def _unix(address: str) -> tuple[socket.socket, str]:
     path = Path(address.removeprefix("unix:"))
     sock = socket.socket(socket.AF_UNIX)
     try:
-        path.unlink(missing_ok=True)
         sock.bind(str(path))
         sock.listen(_BACKLOG)
     except OSError:
@@ -57,29 +55,3 @@ def file_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return soft if soft != resource.RLIM_INFINITY else 1 << 20
-
-
-def is_loopback(address: str) -> bool:
-    """Whether "host:port" can only be reached from this machine."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def answers(path: Path) -> bool:
-    """Whether a living process listens on the socket *path*; one that was killed leaves a file that nobody answers."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
-def unlink(path: Path) -> None:
-    """Remove the socket *path*; nothing happens when it is gone."""
-    with contextlib.suppress(OSError):
-        path.unlink()

@@ -27,7 +27,7 @@ from outstation.errors import (
     StorageError,
 )
 from outstation.types import NO_ATTRIBUTES, OCTETS, STREAM_NAME, Record, StationStatus, checked_name
-from outstation.wire.services import Client, Responses
+from outstation.wire.client import Client, Responses
 from outstation.wire.station import APPEND, GET_STATUS, REPORT_HEALTH, AppendRequest, AppendResponse, ModelHealth
 
 log = logging.getLogger("outstation.agent")

@@ -26,8 +26,9 @@ from outstation.errors import (
 )
 from outstation.types import STATION_NAME, checked_name
 from outstation.wire import convert
+from outstation.wire.channel import HUB_NAME, Tls
+from outstation.wire.client import Client
 from outstation.wire.messages import EnrollRequest, IssuedCertificate
-from outstation.wire.services import HUB_NAME, Client, Tls
 
 try:
     from cryptography import x509

@@ -1,8 +1,8 @@
 """ONNX Runtime, imported so that it keeps to itself.
 
-Recent builds of onnxruntime (seen in 1.31) carry a telemetry client that writes a session file into the temporary folder and
-sends usage data to its maker. A plant's devices tell nobody anything that their operator did not ask for, so it is
-switched off before the import, which is the only moment when that can be done.
+Recent builds of onnxruntime (seen in 1.31) carry a telemetry client that writes a session file into the temporary
+folder and sends usage data to its maker. A plant's devices tell nobody anything that their operator did not ask for,
+so it is switched off before the import, which is the only moment when that can be done.
 """
 
 from __future__ import annotations

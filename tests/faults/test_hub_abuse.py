@@ -17,9 +17,9 @@ from outstation.errors import LinkError, OutstationError
 from outstation.provider import Message
 from outstation.testing.contract import Ear, message
 from outstation.wire import BlockHeader, convert
+from outstation.wire.client import Client
 from outstation.wire.messages import Hello
 from outstation.wire.method import Codec, Method
-from outstation.wire.services import Client
 from outstation_hub import Hub
 from support import wait_until
 

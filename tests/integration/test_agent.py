@@ -19,7 +19,7 @@ from outstation.buffer import Buffer
 from outstation.errors import BufferFullError, DeadlineError, LinkDownError
 from outstation.settings import Settings, decoded
 from outstation.types import Record
-from outstation.wire.services import Client
+from outstation.wire.client import Client
 from outstation.wire.station import APPEND, AppendRequest
 from outstation_agent import Agent
 from support import wait_until

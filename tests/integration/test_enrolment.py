@@ -25,8 +25,9 @@ from outstation.errors import (
 from outstation.testing import FakeClock
 from outstation.testing.contract import Ear, message
 from outstation.wire import convert
+from outstation.wire.channel import HUB_NAME, Tls
+from outstation.wire.client import Client
 from outstation.wire.messages import EnrollRequest
-from outstation.wire.services import HUB_NAME, Client, Tls
 from outstation_hub import Hub
 from outstation_hub.authority import Authority, fingerprint, write_private
 from support import wait_until

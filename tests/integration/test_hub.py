@@ -33,9 +33,9 @@ from outstation.testing import FlakyLink
 from outstation.testing.contract import Ear, message
 from outstation.types import DesiredModel, DropReason, Ledger, Reported, StreamReport
 from outstation.wire import BlockHeader, Columns, convert, encode
+from outstation.wire.client import Client
 from outstation.wire.messages import Hello, Wish
 from outstation.wire.method import Codec, Method
-from outstation.wire.services import Client
 from outstation_hub import Hub
 from outstation_hub.access import Access
 from support import wait_until

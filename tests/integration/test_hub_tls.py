@@ -10,8 +10,9 @@ from outstation.errors import AccessDeniedError, LinkError, SettingsError
 from outstation.testing.contract import Ear, message
 from outstation.types import DesiredModel, Reported
 from outstation.wire import convert
+from outstation.wire.channel import Tls
+from outstation.wire.client import Client
 from outstation.wire.messages import Wish
-from outstation.wire.services import Client, Tls
 from outstation_hub import Hub
 
 

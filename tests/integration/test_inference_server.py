@@ -307,7 +307,7 @@ def test_a_start_with_a_file_that_is_no_model_ends_with_a_sentence_and_a_hint(tm
         ("tiny.onnx", "m", {"listen": ""}, ConfigurationError, "has no address"),
         ("tiny.onnx", "m", {"listen": "SERVER"}, ConfigurationError, "Could not listen on 127.0.0.1:"),
         ("tiny.onnx", "m", {"listen": "", "socket": "tiny.onnx"}, ConfigurationError, "is no socket"),
-        ("tiny.onnx", "m", {"listen": "", "socket": "SERVER"}, ConfigurationError, "Another inference server"),
+        ("tiny.onnx", "m", {"listen": "", "socket": "SERVER"}, ConfigurationError, "Somebody listens on"),
         ("tiny.onnx", "No Name", {}, InvalidNameError, "is no name of a model"),
     ],
 )

@@ -8,6 +8,7 @@ import zlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from outstation.errors import CorruptBlockError, OutstationError, UnsupportedVersionError, WireError
 from outstation.wire.block import (
     CODEC_RAW,

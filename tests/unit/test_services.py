@@ -21,8 +21,11 @@ from outstation.errors import (
     RefusedError,
     WireError,
 )
+from outstation.wire.address import is_loopback
+from outstation.wire.channel import from_rpc_error
+from outstation.wire.client import Client
 from outstation.wire.method import Codec, Method
-from outstation.wire.services import Client, Server, from_rpc_error, handler, is_loopback
+from outstation.wire.services import Server, handler
 
 
 def _decode(data: bytes) -> str:

@@ -23,7 +23,7 @@ def enroll(
     Example: outstation enroll press-7:3f2a...:9c41... --hub hub.example:8446 --out /etc/outstation/credentials
     """
     from outstation.enrolment import enroll as redeem  # noqa: PLC0415  cryptography and grpc
-    from outstation.wire.services import HUB_NAME  # noqa: PLC0415
+    from outstation.wire.channel import HUB_NAME  # noqa: PLC0415
 
     got = redeem(hub, token, out, TIMEOUT)
     print(f"{got.name} is enrolled. For its settings:\n")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from outstation.wire.messages import StationEntry
-    from outstation.wire.services import Client
+    from outstation.wire.client import Client
 
 app = typer.Typer(help="See and steer the stations of a hub.\n\nExample: outstation fleet ls", no_args_is_help=True)
 
@@ -141,7 +141,8 @@ def _entries(hub: str, ca: Path | None, cert: Path | None, key: Path | None) -> 
 
 @contextmanager
 def _client(hub: str, ca: Path | None, cert: Path | None, key: Path | None) -> Iterator[Client]:
-    from outstation.wire.services import Client, Tls  # noqa: PLC0415  grpc, which --help does not need
+    from outstation.wire.channel import Tls  # noqa: PLC0415  grpc, which --help does not need
+    from outstation.wire.client import Client  # noqa: PLC0415
 
     tls = Tls(ca, cert, key) if ca or cert or key else None
     with Client(hub, tls=tls) as client:

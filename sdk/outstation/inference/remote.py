@@ -19,8 +19,8 @@ from outstation.errors import (
 )
 from outstation.inference.model import Result
 from outstation.models.manifest import TensorSpec
+from outstation.wire.client import Client
 from outstation.wire.datatypes import Array, object_array
-from outstation.wire.services import Client
 from outstation.wire.tensors import (
     MODEL_INFER,
     MODEL_METADATA,

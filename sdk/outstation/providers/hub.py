@@ -36,8 +36,10 @@ from outstation.provider import Acknowledgement, ByteStream, Limits, Message, Up
 from outstation.settings import Seconds, Size, Table, decoded
 from outstation.types import Desired, Identity, Reported, StreamReport
 from outstation.wire import convert
+from outstation.wire.address import is_loopback
+from outstation.wire.channel import Keepalive, Tls
+from outstation.wire.client import Client, Responses
 from outstation.wire.messages import FetchRequest, Hello, Ledgers, StationReport, Upward, Welcome
-from outstation.wire.services import Client, Keepalive, Responses, Tls, is_loopback
 
 log = logging.getLogger("outstation.providers")
 

@@ -6,7 +6,6 @@ that class again. Any other failure of gRPC becomes the error of ours that fits 
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,6 @@ __all__ = [
     "Tls",
     "from_rpc_error",
     "grpc",
-    "is_loopback",
     "pem",
 ]
 
@@ -114,17 +112,6 @@ class Keepalive:
 
 
 DEFAULT_KEEPALIVE = Keepalive()
-
-
-def is_loopback(address: str) -> bool:
-    """Whether *address* ("host:port" or "unix:/path") can only be reached from this machine."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def pem(path: Path) -> bytes:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Generic, Literal
 
 from outstation.errors import ClosedError, DeadlineError, LinkDownError, OutstationError, SettingsError
+from outstation.wire.address import is_loopback
 from outstation.wire.channel import (
     DEFAULT_KEEPALIVE,
     MAX_MESSAGE_BYTES,
@@ -16,7 +17,6 @@ from outstation.wire.channel import (
     Tls,
     from_rpc_error,
     grpc,
-    is_loopback,
     pem,
 )
 from outstation.wire.method import Method, Request, Response

@@ -1,7 +1,7 @@
 """gRPC by method path: servers of :class:`outstation.wire.method.Method`, without generated services.
 
-Clients are in :mod:`outstation.wire.client`; both are offered here. ``channel.py`` is the one file that
-imports grpc, and says which extra brings it.
+Clients are in :mod:`outstation.wire.client`. ``channel.py`` is the one file that imports grpc, and says which extra
+brings it.
 """
 
 from __future__ import annotations
@@ -17,33 +17,16 @@ from outstation.wire.channel import (
     DEFAULT_KEEPALIVE,
     ERROR_KEY,
     HINT_KEY,
-    HUB_NAME,
     MAX_DETAILS,
     MAX_HINT_BYTES,
     MAX_MESSAGE_BYTES,
     STATUS_OF,
     Keepalive,
     Tls,
-    from_rpc_error,
     grpc,
-    is_loopback,
     pem,
 )
-from outstation.wire.client import Client, Responses
 from outstation.wire.method import Method
-
-__all__ = [
-    "HUB_NAME",
-    "Caller",
-    "Client",
-    "Keepalive",
-    "Responses",
-    "Server",
-    "Tls",
-    "from_rpc_error",
-    "handler",
-    "is_loopback",
-]
 
 log = logging.getLogger("outstation.wire")
 
