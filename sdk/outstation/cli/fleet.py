@@ -18,8 +18,8 @@ from outstation.types import LATEST, DesiredModel
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from outstation.wire.messages import StationEntry
     from outstation.wire.client import Client
+    from outstation.wire.messages import StationEntry
 
 app = typer.Typer(help="See and steer the stations of a hub.\n\nExample: outstation fleet ls", no_args_is_help=True)
 
