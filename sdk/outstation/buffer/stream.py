@@ -46,6 +46,9 @@ from outstation.wire.block import MAX_METAS, MAX_RECORDS
 UNCOMMITTED_BLOCKS = 16
 # A disk may stall (an SD card erasing, a volume on a network); after this many seconds it has failed.
 STALL_TIMEOUT = 60.0
+# A stream that rejects fills its bound less this: the heads of blocks, balances and seals come on top of its records,
+# and its cursor must be stored even when it is full.
+RESERVE_BYTES = 4 << 10
 # After the disk refused, appends fail at once for this many seconds; the next one is the try whether it is back.
 RETRY_INTERVAL = 0.5
 _JUST_BYTES = {bytes}
@@ -87,6 +90,7 @@ class Stream(Committed):
         self.committed_marks = dict(found.marks)
         self._now = host.clock.time_unix_nano
         self._durable = settings.durability is Durability.RECORD
+        self._bound_bytes = settings.max_bytes - min(RESERVE_BYTES, settings.max_bytes // 8)
         self._next = self.balance.last_sequence + 1
         self._marks = dict(found.marks)
         self._filling: Batch | None = None
@@ -251,8 +255,9 @@ class Stream(Committed):
                 self._reject(count)
                 raise self._failure
             uncommitted = self._taken_bytes + self._queue_bytes + self._filling_bytes
-            if self.settings.when_full is WhenFull.REJECT and self._stored_bytes + uncommitted + size > (
-                self.settings.max_bytes
+            if (
+                self.settings.when_full is WhenFull.REJECT
+                and self._stored_bytes + uncommitted + size > self._bound_bytes
             ):
                 self._reject(count)
                 raise BufferFullError(f"The stream {self.name!r} holds its {self.settings.max_bytes} bytes.")
@@ -278,7 +283,7 @@ class Stream(Committed):
         self._limit = max(block_bytes, size)
         if self.settings.when_full is WhenFull.REJECT:
             # The next look at the bound comes no later than here.
-            room = self.settings.max_bytes - self._stored_bytes - self._queue_bytes
+            room = self._bound_bytes - self._stored_bytes - self._queue_bytes
             self._limit = max(size, min(self._limit, room))
         return size
 
