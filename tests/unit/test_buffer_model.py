@@ -158,4 +158,4 @@ def test_any_run_of_calls_leaves_the_account_that_a_model_has():
 
 @pytest.mark.soak
 def test_long_runs_of_calls_do_too():
-    run_state_machine_as_test(BufferMachine, settings=settings(QUICK, max_examples=1000, stateful_step_count=60))
+    run_state_machine_as_test(BufferMachine, settings=settings(QUICK, max_examples=400, stateful_step_count=60))
