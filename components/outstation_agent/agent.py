@@ -11,8 +11,9 @@ from outstation.wire.address import claim_socket, release_socket, share_socket
 from outstation.wire.services import Server
 from outstation_agent.service import StationService
 
-# Each application's stream holds one worker for as long as it is connected; status and health calls need a few.
-WORKERS = 64
+# Each stream of each application holds one worker, a thread that is made when it is needed, for as long as it is
+# connected: twenty applications with all eleven streams of events, and some left for status and health.
+WORKERS = 256
 
 
 class Agent:
@@ -21,6 +22,7 @@ class Agent:
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self._parts = StationParts(settings, clock or SystemClock())
         self._stop = threading.Event()
+        self._server: Server | None = None
         try:
             self.socket = settings.agent_socket
             self._service = StationService(self._parts)
@@ -30,6 +32,8 @@ class Agent:
             self._server.start()
             share_socket(self.socket)
         except BaseException:
+            if self._server is not None:
+                self._server.close(grace=0.0)
             self._parts.close()
             raise
 
@@ -46,6 +50,7 @@ class Agent:
         """Confirm what is on the disk, take nothing more, end. Idempotent."""
         self._stop.set()
         self._service.close()
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         self._parts.close()
         release_socket(self.socket)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
+from weakref import WeakValueDictionary
 
 from outstation.buffer import Receipt, Stream
 from outstation.errors import OutstationError
@@ -23,6 +25,8 @@ from outstation.wire.station import (
     ModelHealth,
 )
 
+log = logging.getLogger("outstation.agent")
+
 # A commit takes milliseconds, on a worn card a second; after this long the disk does not answer.
 COMMIT_TIMEOUT = 30.0
 
@@ -34,6 +38,8 @@ class StationService:
         self._parts = parts
         self._closing = threading.Event()
         self._connections: set[_Connection] = set()
+        self._gates: WeakValueDictionary[tuple[str, str], _Gate] = WeakValueDictionary()
+        self._gates_lock = threading.Lock()
         self.handler: Any = handler(
             SERVICE, {APPEND: self.append, GET_STATUS: self.get_status, REPORT_HEALTH: self.report_health}
         )
@@ -51,8 +57,12 @@ class StationService:
         if self._parts.reconciler is not None:
             self._parts.reconciler.report_health(health.model, health.version, health.calls, health.errors)
 
+    def _gate(self, producer: str, stream: str) -> _Gate:
+        with self._gates_lock:
+            return self._gates.setdefault((producer, stream), _Gate())
+
     def append(self, requests: Iterator[AppendRequest], caller: Caller) -> Iterator[AppendResponse]:
-        connection = _Connection(self._parts)
+        connection = _Connection(self._parts, self._gate)
         caller.on_end(connection.end)
         self._connections.add(connection)
         reader = threading.Thread(target=connection.read, args=(requests,), name="outstation-append", daemon=True)
@@ -65,11 +75,26 @@ class StationService:
             self._connections.discard(connection)
 
 
-class _Connection:
-    """One application's stream of records: a reader that appends, and the confirmations on their way back."""
+class _Gate:
+    """Reading a producer's mark and appending beyond it are one step: whoever does it holds the gate.
 
-    def __init__(self, parts: StationParts) -> None:
+    Two calls may carry the same numbers at once, when an application has given up a call that the agent still reads.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+class _Connection:
+    """One application's call: a reader that appends, and the confirmations on their way back.
+
+    A record is refused only before it is appended. If the disk fails afterwards the call is ended without a word on
+    it: the application sends again what was not confirmed, and meets the stream as it is then.
+    """
+
+    def __init__(self, parts: StationParts, gate_of: Callable[[str, str], _Gate]) -> None:
         self._parts = parts
+        self._gate_of = gate_of
         # Of confirmations, which are a few bytes each and whose number the application's own bound limits.
         self._out: queue.SimpleQueue[AppendResponse | None] = queue.SimpleQueue()
         self._ended = threading.Event()
@@ -87,44 +112,62 @@ class _Connection:
                 return  # the application numbers what is left anew, in a new call
 
     def read(self, requests: Iterator[AppendRequest]) -> None:
-        """Append what comes until the call ends or a record is refused."""
+        """Append what comes until the application has said all, the call ends, or a record is refused."""
         try:
             for request in requests:
-                if self._ended.is_set() or not self._take(request):
+                if not self._take(request):
                     return
-        except Exception:  # noqa: BLE001  gRPC's word for a call that has ended is an exception of no fixed type
+        except OutstationError as exc:
+            log.warning("an application's records could not be taken: %s", exc)
             self.end()
+        except Exception:
+            if not self._ended.is_set():  # gRPC's word for a call that has ended is an exception of no fixed type
+                log.debug("an application's call ended", exc_info=True)
+            self.end()
+        else:
+            # Behind the last confirmation, which the same thread puts.
+            if self._latest is None:
+                self.end()
+            else:
+                self._latest.add_done_callback(lambda _: self.end())
 
     def _take(self, request: AppendRequest) -> bool:
-        """Append one request's records; False when some were refused and the call must end."""
-        taken = 0
-        try:
-            stream = self._parts.buffer.stream(request.stream)
-            taken = max(stream.mark(request.producer), request.first_number - 1)
+        """Append one request's records; False when the call must end."""
+        stream = self._parts.buffer.stream(request.stream)
+        gate = self._gate_of(request.producer, request.stream)
+        with gate.lock:
+            if self._ended.is_set() or not self._earlier_holds():
+                self.end()
+                return False
+            taken = stream.mark(request.producer)
+            if taken >= request.first_number and not self._is_stored(stream, request.producer, taken):
+                self.end()
+                return False
+            taken = max(taken, request.first_number - 1)
             fresh = [record for record in request.records if record.sequence > taken]
             if not fresh:
-                # Taken before, perhaps not on the disk yet: it must be, before it is confirmed again.
-                stream.flush()
                 self._out.put(AppendResponse(request.stream, request.last_number))
-            for _, run in groupby(fresh, key=lambda record: record.content_type):
-                records = list(run)
-                self._append(stream, request.producer, records)
-                taken = records[-1].sequence
-        except OutstationError as exc:
-            if self._earlier_is_on_disk():
-                self._refuse(request.stream, taken, request.last_number, exc)
-            return False
+            try:
+                for _, run in groupby(fresh, key=lambda record: record.content_type):
+                    records = list(run)
+                    self._append(stream, request.producer, records)
+                    taken = records[-1].sequence
+            except OutstationError as exc:
+                self._refuse(request, taken, exc)
+                return False
         return True
 
-    def _earlier_is_on_disk(self) -> bool:
-        """A refusal confirms all before it, so that must be on the disk; if it failed, its own refusal has gone out."""
-        if self._latest is None:
-            return True
+    def _earlier_holds(self) -> bool:
+        """Whether nothing that came before on this call has failed: after a hole, nothing may be appended."""
+        return self._latest is None or self._latest.error is None
+
+    def _is_stored(self, stream: Stream, producer: str, taken: int) -> bool:
+        """Bring what an older call appended to the disk; False when it was refused there meanwhile."""
         try:
-            self._latest.wait(COMMIT_TIMEOUT)
+            stream.flush(COMMIT_TIMEOUT)
         except OutstationError:
             return False
-        return True
+        return stream.mark(producer) >= taken
 
     def _append(self, stream: Stream, producer: str, records: list[Record]) -> None:
         through = records[-1].sequence
@@ -136,14 +179,22 @@ class _Connection:
             mark=(producer, through),
         )
         self._latest = receipt
-        receipt.add_done_callback(lambda done: self._confirm(stream.name, records[0].sequence - 1, through, done))
+        receipt.add_done_callback(lambda done: self._confirm(stream.name, through, done))
 
-    def _confirm(self, stream: str, before: int, through: int, receipt: Receipt) -> None:
+    def _confirm(self, stream: str, through: int, receipt: Receipt) -> None:
         # On the buffer's commit thread: hand over and return.
         if receipt.error is None:
             self._out.put(AppendResponse(stream, through))
         else:
-            self._refuse(stream, before, through, receipt.error)
+            self.end()
 
-    def _refuse(self, stream: str, through: int, refused_through: int, exc: OutstationError) -> None:
-        self._out.put(AppendResponse(stream, through, refused_through, type(exc).__name__, str(exc), exc.hint))
+    def _refuse(self, request: AppendRequest, taken: int, exc: OutstationError) -> None:
+        """Refuse what is beyond *taken*. That confirms all before it, so that must be on the disk first."""
+        if self._latest is not None:
+            try:
+                self._latest.wait(COMMIT_TIMEOUT)
+            except OutstationError:
+                self.end()
+                return
+        kind = type(exc).__name__
+        self._out.put(AppendResponse(request.stream, taken, request.last_number, kind, str(exc), exc.hint))

@@ -24,9 +24,11 @@ from outstation.errors import (
     DeadlineError,
     LinkDownError,
     OutstationError,
+    RecordTooLargeError,
     StorageError,
 )
 from outstation.types import NO_ATTRIBUTES, OCTETS, STREAM_NAME, Record, StationStatus, checked_name
+from outstation.wire.checks import RECORD_OVERHEAD_BYTES, as_bytes, checked_meta, checked_time
 from outstation.wire.client import Client, Responses
 from outstation.wire.station import APPEND, GET_STATUS, REPORT_HEALTH, AppendRequest, AppendResponse, ModelHealth
 
@@ -36,10 +38,13 @@ log = logging.getLogger("outstation.agent")
 # little enough that a small machine does not swap. Beyond it, append raises BufferFullError.
 MAX_WAITING_BYTES = 16 << 20
 MAX_WAITING_RECORDS = 65_536
+# One record; the gRPC message around it has 64 MiB.
+MAX_RECORD_BYTES = 16 << 20
 # One message: large enough that its cost is spread, small enough that confirmation comes often.
 BATCH_RECORDS = 512
 BATCH_BYTES = 1 << 20
 RECONNECT_INTERVAL = 0.2
+WARN_AFTER = 25  # failures in a row, five seconds: an agent that restarts is no news
 
 
 class RemoteReceipt:
@@ -85,10 +90,18 @@ class RemoteStream:
     ) -> RemoteReceipt:
         """Take one record and return; the receipt's ``wait`` returns once the agent has it on the disk.
 
-        Raises BufferFullError when the agent has been away for so long that the bound of this process is reached.
+        Raises InvalidInputError for what no record can hold, and BufferFullError when the agent has been away for so
+        long that the bound of this process is reached.
         """
-        moment = time.time_ns() if time_unix_nano is None else time_unix_nano
-        return self._client.take(self.name, Record(0, moment, payload, content_type, attributes))
+        moment = time.time_ns() if time_unix_nano is None else checked_time(time_unix_nano)
+        # Checked here and not by the agent alone: what it can only refuse would be found out too late.
+        kind, pairs = checked_meta((content_type, tuple(attributes.items())))
+        data = as_bytes(payload)
+        if len(data) > MAX_RECORD_BYTES:
+            raise RecordTooLargeError(
+                f"A payload of {len(data)} bytes; an application sends at most {MAX_RECORD_BYTES}."
+            )
+        return self._client.take(self.name, Record(0, moment, data, kind, dict(pairs)))
 
     def flush(self, timeout: float | None = None) -> None:
         """Until all that was appended to this stream is on the agent's disk; DeadlineError after *timeout*."""
@@ -131,8 +144,9 @@ class AgentClient:
         with self._lock:
             if self._closing:
                 raise ClosedError("The connection to the agent is closed.")
-            size = len(record.payload)
-            if self._waiting_records >= MAX_WAITING_RECORDS or self._waiting_bytes + size > MAX_WAITING_BYTES:
+            size = _size(record)
+            full = self._waiting_bytes + size > MAX_WAITING_BYTES and self._waiting_records
+            if full or self._waiting_records >= MAX_WAITING_RECORDS:
                 raise BufferFullError(
                     f"{self._waiting_records} records wait for the agent, which does not take them.",
                     hint="See whether the agent runs: `outstation status`.",
@@ -224,6 +238,7 @@ class _Lane:
         self._thread.join()
 
     def _run(self) -> None:
+        failures = 0
         while not self._closing.is_set():
             with self._lock:
                 self._lock.wait_for(lambda: self._records or self._closing.is_set())
@@ -235,11 +250,16 @@ class _Lane:
             try:
                 with self._client.stream(APPEND, self._requests(generation)) as call:
                     self._call = call
+                    if self._closing.is_set():  # close() may have looked before there was a call to cancel
+                        call.cancel()
                     for response in call:
+                        failures = 0
                         self._settle(response)
             except OutstationError as exc:
                 # Whatever it was, the records are kept and the agent is asked again: it is on this very device.
-                log.debug("the agent on %s: %s", self._client.target, exc)
+                level = logging.WARNING if failures == WARN_AFTER else logging.DEBUG
+                log.log(level, "the agent on %s takes nothing of stream %r: %s", self._client.target, self._stream, exc)
+                failures += 1
             finally:
                 with self._lock:
                     self._call = None
@@ -262,7 +282,7 @@ class _Lane:
         batch: list[Record] = []
         size = 0
         for record, _ in islice(self._records, self._sent, self._sent + BATCH_RECORDS):
-            size += len(record.payload)
+            size += _size(record)
             if batch and size > BATCH_BYTES:
                 break
             batch.append(replace(record, sequence=number + len(batch)))
@@ -276,13 +296,20 @@ class _Lane:
                 self._sent = max(0, self._sent - 1)
             if response.error:
                 error = _refusal(response)
+                log.warning("the agent refused records of stream %r: %s", self._stream, error)
                 for _ in range(min(len(self._records), response.refused_through - response.through)):
                     self._pop().settle(error)
 
     def _pop(self) -> RemoteReceipt:
         record, receipt = self._records.popleft()
-        self._forget(1, len(record.payload))
+        self._forget(1, _size(record))
         return receipt
+
+
+def _size(record: Record) -> int:
+    """What a record takes in memory and in a message, about."""
+    attributes = sum(len(name) + len(value) for name, value in record.attributes.items())
+    return len(record.payload) + len(record.content_type) + attributes + RECORD_OVERHEAD_BYTES
 
 
 def _refusal(response: AppendResponse) -> OutstationError:

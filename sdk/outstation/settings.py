@@ -35,7 +35,7 @@ MAX_FILE_BYTES = 1 << 20
 MAX_SOCKET_PATH_BYTES = 107  # Linux: sun_path has 108, the last of them zero
 
 T = TypeVar("T")
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e9)]  # up to thirty years: what a clock's arithmetic bears
 Size = Annotated[int, msgspec.Meta(gt=0)]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=9)]
 
@@ -61,7 +61,6 @@ class StreamSettings(Table, frozen=True):
     when_full: WhenFull = WhenFull.DROP_OLDEST
     max_bytes: Size = 256 << 20
     max_age: Seconds | None = None  # seconds; older records expire
-    ack: str = "hub"  # who confirms: "hub" = the far end's message, "broker" = the broker's accept is enough
 
 
 class BufferSettings(Table, frozen=True):
@@ -238,6 +237,10 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         node = tree
         for table in tables:
             node = node.setdefault(table, {})
+            if not isinstance(node, dict):
+                raise SettingsError(
+                    f"{variable} names a key of {table!r}, and another variable gives {table!r} a value."
+                )
         node[key] = value.split(",") if (*tables, key) in _LISTS else value
     return tree
 

@@ -21,6 +21,7 @@ from outstation.clock import Clock, SystemClock
 from outstation.errors import DiskError, ModelNotReadyError, mapped_os_errors
 from outstation.provider import Provider, load_provider
 from outstation.settings import Settings
+from outstation.sync.deadletter import with_dead_letters
 from outstation.sync.reporting import Reporter
 from outstation.sync.uplink import UplinkThread
 from outstation.telemetry.events import RecordBuffer, Telemetry, with_event_streams
@@ -160,7 +161,7 @@ class StationParts:
         self.uplink: UplinkThread | None = None
         with ExitStack() as made:
             _make_folder(settings.data_dir)
-            buffer_settings = with_event_streams(settings.buffer)
+            buffer_settings = with_dead_letters(with_event_streams(settings.buffer))
             self.buffer = Buffer.open(settings.data_dir / "buffer", buffer_settings, clock=clock)
             made.callback(self.buffer.close)
             self.provider = self._load_provider()

@@ -16,7 +16,7 @@ import pytest
 import outstation
 from outstation.agent import AgentClient
 from outstation.buffer import Buffer
-from outstation.errors import BufferFullError, DeadlineError, LinkDownError
+from outstation.errors import BufferFullError, DeadlineError, InvalidInputError, LinkDownError
 from outstation.settings import Settings, decoded
 from outstation.types import Record
 from outstation.wire.client import Client
@@ -131,6 +131,23 @@ def test_what_waits_in_the_application_is_bounded(tmp_path: Path, monkeypatch: p
         stream.append(b"x")
     with pytest.raises(DeadlineError):
         client.close(timeout=0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"payload": "text"},
+        {"payload": b"x", "attributes": {"line": 7}},
+        {"payload": b"x", "time_unix_nano": -1},
+        {"payload": b"x", "attributes": {"a": "b" * 70_000}},
+        {"payload": b"x", "attributes": {"half": "\ud800"}},
+    ],
+)
+def test_what_no_record_can_hold_is_refused_where_it_is_appended(tmp_path: Path, wrong: dict[str, object]) -> None:
+    client = AgentClient(tmp_path / "agent.sock")
+    with pytest.raises(InvalidInputError):
+        client.stream("events").append(**wrong)
+    client.close(timeout=0.0)
 
 
 def test_a_request_sent_again_is_confirmed_and_not_stored_again(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_the_window_is_bounded_in_messages_and_bytes() -> None:
     assert not window.has_room()
     window.acknowledge("a", 1)
     assert window.has_room(90)
-    assert window.oldest() == 1.0
+    assert window.oldest() == Sent("a", 2, 10, 1.0)
 
 
 def test_a_message_larger_than_the_window_goes_alone() -> None:
@@ -47,17 +47,34 @@ def test_an_acknowledgement_is_for_its_own_stream() -> None:
     assert len(window) == 1
 
 
+def serve(turns: Turns, ready: list[tuple[int, str]]) -> str:
+    name = turns.next(ready)
+    assert name is not None
+    turns.served(name)
+    return name
+
+
+def test_a_turn_that_came_to_nothing_is_not_one() -> None:
+    turns = Turns()
+    ready = [(0, "alarms"), (9, "logs")]
+    served: Counter[str] = Counter()
+    for _ in range(400):
+        turns.next(ready)  # and the window had no room
+        served[serve(turns, ready)] += 1
+    assert served == {"alarms": 300, "logs": 100}
+
+
 def test_the_first_priority_gets_three_quarters_and_nobody_starves() -> None:
     turns = Turns()
     ready = [(0, "alarms"), (5, "events"), (9, "logs")]
-    served = Counter(turns.next(ready) for _ in range(1200))
+    served = Counter(serve(turns, ready) for _ in range(1200))
     assert served["alarms"] >= 900
     assert min(served["events"], served["logs"]) >= 100
 
 
 def test_streams_of_one_priority_take_turns() -> None:
     turns = Turns()
-    served = Counter(turns.next([(5, "a"), (5, "b")]) for _ in range(100))
+    served = Counter(serve(turns, [(5, "a"), (5, "b")]) for _ in range(100))
     assert served == {"a": 50, "b": 50}
 
 

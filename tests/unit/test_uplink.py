@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from outstation.buffer import Buffer
+from outstation.buffer import Buffer, Stream
 from outstation.clock import SystemClock
-from outstation.errors import LinkDownError, RefusedError
+from outstation.errors import DeadlineError, DiskError, LinkDownError, RefusedError
 from outstation.provider import Acknowledgement, Limits, Message, UplinkListener
 from outstation.settings import BufferSettings, StreamSettings, UplinkSettings
-from outstation.sync.deadletter import DEAD_LETTER
+from outstation.sync.deadletter import DEAD_LETTER, with_dead_letters
 from outstation.sync.uplink import UplinkThread
-from outstation.types import LinkState
+from outstation.types import LinkState, WhenFull
 from outstation.wire.block import decode
 from support import wait_until
 
@@ -270,3 +270,66 @@ def test_a_fault_inside_an_adapter_does_not_end_the_thread(buffer: Buffer, far_e
     far_end.connect = real  # type: ignore[method-assign]
     wait_until(lambda: buffer.stream("events").acknowledged == 1)
     uplink.close()
+
+
+def test_a_stream_that_the_disk_cannot_read_holds_up_no_other(
+    buffer: Buffer, far_end: FarEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(buffer, 10)
+    put(buffer, 10, "alarms")
+    alarms, real = buffer.stream("alarms"), Stream.blocks
+
+    def blocks(stream: Stream, *arguments: Any) -> Any:
+        if stream is alarms:
+            raise DiskError("a sector cannot be read")
+        return real(stream, *arguments)
+
+    monkeypatch.setattr(Stream, "blocks", blocks)
+    uplink = started(buffer, far_end)
+    wait_until(lambda: buffer.stream("events").acknowledged == 10)
+    assert far_end.connects == 1
+    assert alarms.acknowledged == 0
+    uplink.close()
+
+
+def test_a_transport_without_room_is_not_a_lost_link(buffer: Buffer, far_end: FarEnd) -> None:
+    far_end.auto = False
+    real, full = far_end.send, threading.Event()
+
+    def send(message: Message, timeout: float) -> None:
+        if len(far_end.messages) == 1 and not full.is_set():
+            full.set()
+            raise DeadlineError("no room")
+        real(message, timeout)
+
+    far_end.send = send  # type: ignore[method-assign]
+    put(buffer, 30)
+    uplink = started(buffer, far_end)
+    wait_until(full.is_set)
+    far_end.acknowledge(far_end.messages[0])
+    far_end.auto = True
+    wait_until(lambda: buffer.stream("events").acknowledged == 30)
+    assert far_end.connects == 1
+    assert far_end.arrived("events") == list(range(1, 31))
+    uplink.close()
+
+
+def test_a_refused_record_whose_own_attributes_fill_the_bound_is_set_aside_all_the_same(
+    buffer: Buffer, far_end: FarEnd
+) -> None:
+    far_end.refuse = {1}
+    buffer.stream("events").append(b"x", attributes={"a": "b" * 65_500})
+    buffer.flush()
+    uplink = started(buffer, far_end)
+    wait_until(lambda: buffer.stream("events").acknowledged == 1)
+    (letter,) = buffer.stream(DEAD_LETTER).read()
+    assert letter.attributes["outstation.refused"] == "poison"
+    assert far_end.connects == 1
+    uplink.close()
+
+
+def test_dead_letters_never_hold_up_what_waits_behind_them() -> None:
+    rejecting = BufferSettings(defaults=StreamSettings(when_full=WhenFull.REJECT))
+    assert with_dead_letters(rejecting).streams[DEAD_LETTER].when_full is WhenFull.DROP_OLDEST
+    chosen = BufferSettings(streams={DEAD_LETTER: StreamSettings(when_full=WhenFull.REJECT)})
+    assert with_dead_letters(chosen) is chosen

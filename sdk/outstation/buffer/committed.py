@@ -168,7 +168,7 @@ class Committed:
         )
 
     def report(self) -> StreamReport:
-        """The account with the bytes that wait and the time of the oldest record that does (0 = none)."""
+        """The account with the bytes that wait and about when the oldest record that does was made (0 = none)."""
         with self._lock:
             balance = self.balance
             waiting = [segment for segment in self.segments if segment.last_sequence > balance.start]
@@ -177,10 +177,8 @@ class Committed:
                 oldest = waiting[0]
                 share = (oldest.last_sequence - balance.start) / (oldest.last_sequence + 1 - oldest.first_sequence)
                 pending_bytes -= round(oldest.payload_bytes * (1 - share))
-        oldest_time = 0
-        if waiting:
-            chunk = self._chunk(balance.start)
-            oldest_time = chunk.blocks[0].header.earliest_unix_nano if chunk and chunk.blocks else 0
+        # Of the oldest segment that waits: its summary is in memory, and a report must not read the disk.
+        oldest_time = waiting[0].earliest_unix_nano if waiting else 0
         return StreamReport(self.name, self.epoch, self.ledger(), pending_bytes, oldest_time)
 
     # --- for who commits ---------------------------------------------------------------------------------------

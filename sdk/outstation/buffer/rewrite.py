@@ -12,13 +12,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
-from outstation.buffer.checks import RECORD_OVERHEAD_BYTES
 from outstation.buffer.quarantine import keep_bytes
 from outstation.buffer.recovery import count_after
 from outstation.buffer.segment import Access, Damage, Frame, Segment, body_of, open_for_reading, walk
 from outstation.durable import TEMPORARY_SUFFIX
 from outstation.errors import CorruptBlockError
 from outstation.wire.block import BlockHeader, Columns, Meta, build, decode_body
+from outstation.wire.checks import RECORD_OVERHEAD_BYTES
 
 # From a plain block and the serial of its segment to the bytes that are stored.
 Protect = Callable[[BlockHeader, bytes, int], bytes]

@@ -11,20 +11,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from outstation.buffer.checks import (
-    MAX_INTEGER,
-    MAX_RECORD_BYTES,
-    RECORD_OVERHEAD_BYTES,
-    MetaKey,
-    as_bytes,
-    check_mark,
-    checked_meta,
-    checked_time,
-    checked_times,
-    meta_keys,
-    pieces_of,
-    record_sizes,
-)
 from outstation.buffer.committed import Committed, Host
 from outstation.buffer.frames import Balance
 from outstation.buffer.receipt import Batch, Receipt
@@ -41,6 +27,20 @@ from outstation.errors import (
 from outstation.settings import StreamSettings
 from outstation.types import NO_ATTRIBUTES, OCTETS, Durability, WhenFull
 from outstation.wire.block import MAX_METAS, MAX_RECORDS
+from outstation.wire.checks import (
+    MAX_INTEGER,
+    MAX_RECORD_BYTES,
+    RECORD_OVERHEAD_BYTES,
+    MetaKey,
+    as_bytes,
+    check_mark,
+    checked_meta,
+    checked_time,
+    checked_times,
+    meta_keys,
+    pieces_of,
+    record_sizes,
+)
 
 # Appended and not yet on the disk, in blocks: past this an append waits for the disk instead of filling the memory.
 UNCOMMITTED_BLOCKS = 16

@@ -108,7 +108,7 @@ def show_account(console: Console, account: Account, look: str) -> None:
     models.add_column("reason", overflow="fold")
     for model in account.models:
         accuracy = "-" if model.accuracy is None else f"{model.accuracy:.1%}"
-        models.add_row(model.version, model.outcome, accuracy, model.reason or "-")
+        models.add_row(model.version, model.outcome, accuracy, Text(model.reason or "-"))
     outage = (
         f"Outage of {account.outage_seconds:.1f} s with {account.kills} SIGKILL of the agent; a backlog of "
         f"{account.backlog:,} readings drained in {account.drain_seconds:.2f} s "

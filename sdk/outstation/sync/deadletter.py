@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from outstation.buffer import Buffer
+from collections.abc import Mapping
+
+import msgspec
+
+from outstation.buffer import Buffer, Stream
+from outstation.errors import InvalidInputError
 from outstation.provider import Message
+from outstation.settings import BufferSettings
+from outstation.types import Record, WhenFull
 from outstation.wire.block import decode
 
 DEAD_LETTER = "dead-letter"
@@ -23,12 +30,32 @@ def set_aside(buffer: Buffer, message: Message, *, after: int, reason: str) -> i
     records = list(columns.after(done).records())
     for record in records:
         origin = {"outstation.stream": message.stream, "outstation.sequence": str(record.sequence)}
-        letters.append(
-            record.payload,
-            time_unix_nano=record.time_unix_nano,
-            content_type=record.content_type,
-            attributes={**record.attributes, **origin, "outstation.refused": reason[:MAX_REASON]},
-            mark=(producer, record.sequence),
-        )
+        note = {**origin, "outstation.refused": reason[:MAX_REASON]}
+        mark = (producer, record.sequence)
+        try:
+            _keep(letters, record, {**record.attributes, **note}, mark)
+        except InvalidInputError:
+            _keep(letters, record, note, mark)  # its own attributes are so many that the reason does not fit beside
     letters.flush()
     return len(records)
+
+
+def _keep(letters: Stream, record: Record, attributes: Mapping[str, str], mark: tuple[str, int]) -> None:
+    letters.append(
+        record.payload,
+        time_unix_nano=record.time_unix_nano,
+        content_type=record.content_type,
+        attributes=attributes,
+        mark=mark,
+    )
+
+
+def with_dead_letters(settings: BufferSettings) -> BufferSettings:
+    """*settings* in which the dead-letter stream, unless it is configured, lets its oldest go when it is full.
+
+    It is never sent and so never empties; a stream that rejected would hold up what is waiting behind a refusal.
+    """
+    if DEAD_LETTER in settings.streams:
+        return settings
+    own = msgspec.structs.replace(settings.defaults, when_full=WhenFull.DROP_OLDEST)
+    return msgspec.structs.replace(settings, streams={**settings.streams, DEAD_LETTER: own})

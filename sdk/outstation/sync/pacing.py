@@ -63,9 +63,9 @@ class Window:
         self._sent = keep
         self._bytes = sum(sent.size_bytes for sent in keep)
 
-    def oldest(self) -> float | None:
-        """When the message that has waited longest was sent (monotonic seconds)."""
-        return self._sent[0].at if self._sent else None
+    def oldest(self) -> Sent | None:
+        """The message that has waited longest."""
+        return self._sent[0] if self._sent else None
 
     def clear(self) -> None:
         self._sent.clear()
@@ -86,14 +86,17 @@ class Turns:
         self._served: dict[str, int] = {}
 
     def next(self, ready: Iterable[tuple[int, str]]) -> str | None:
-        """The name to serve among *ready* = (priority, name), 0 first; None when nobody is ready."""
+        """The name to serve among *ready* = (priority, name), 0 first; None when nobody is ready. Decides only."""
         waiting = list(ready)
         if not waiting:
             return None
-        self._turn += 1
-        if self._turn % self.RESERVED_EVERY == 0:
+        if (self._turn + 1) % self.RESERVED_EVERY == 0:
             _, name = min(waiting, key=lambda entry: (self._served.get(entry[1], 0), entry))
         else:
             _, name = min(waiting, key=lambda entry: (entry[0], self._served.get(entry[1], 0), entry[1]))
-        self._served[name] = self._turn
         return name
+
+    def served(self, name: str) -> None:
+        """*name* was served: a turn that came to nothing, for want of room, is not one."""
+        self._turn += 1
+        self._served[name] = self._turn

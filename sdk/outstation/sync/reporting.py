@@ -49,4 +49,6 @@ class Reporter:
                 self._desired.report(self._state(), REPORT_TIMEOUT)
             except OutstationError as exc:
                 log.debug("the far end was not told: %s", exc)
+            except Exception:
+                log.exception("the report to the far end failed")  # a fault in an adapter must not end the thread
             self._clock.wait(self._changed, REPORT_INTERVAL)

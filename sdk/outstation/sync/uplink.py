@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from outstation.buffer import Buffer, Stream
 from outstation.clock import Clock
-from outstation.errors import DeadlineError, OutstationError, RefusedError
+from outstation.errors import DeadlineError, OutstationError, RefusedError, StorageError
 from outstation.provider import Acknowledgement, Message, Provider, UplinkListener
 from outstation.settings import UplinkSettings
 from outstation.sync.deadletter import DEAD_LETTER, set_aside
@@ -34,6 +34,11 @@ log = logging.getLogger("outstation.sync")
 LEDGER_INTERVAL = 15.0
 # The longest sleep with nothing to do: a missed wake-up costs this much and no more.
 IDLE_INTERVAL = 1.0
+# A message under way gets this much more time for its size before the link is taken for lost: 32 kbit/s is what the
+# worst radio that is worth the name brings.
+SLOWEST_BYTES_PER_SECOND = 4_000
+# A stream that the disk cannot read holds up no other; it is looked at again after this many seconds.
+UNREADABLE_INTERVAL = 30.0
 
 
 @dataclass(slots=True)
@@ -44,6 +49,7 @@ class _Lane:
     sent_through: int
     pending: Iterator[Message] | None = None
     head: Message | None = None
+    retry_at: float = 0.0  # monotonic seconds; before then its disk is not asked again
     refused: dict[int, tuple[Message, str]] = field(default_factory=dict)  # by last sequence number, with the reason
 
 
@@ -77,6 +83,7 @@ class UplinkThread:
         self._lost: Exception | None = None
         self._connection = 0  # which connection a listener belongs to; late word from an older one is ignored
         self._ledgers_due = 0.0
+        self._word_at = 0.0  # monotonic seconds; when the far end last said anything of a message
         self._thread = threading.Thread(target=self._run, name="outstation-uplink", daemon=True)
 
     @property
@@ -93,7 +100,7 @@ class UplinkThread:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout)
-        self._provider.uplink.disconnect()
+        self._disconnect()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -109,11 +116,17 @@ class UplinkThread:
                 reason = f"{type(exc).__name__}: {exc}"
             else:
                 reason = "closed"
-            self._provider.uplink.disconnect()
+            self._disconnect()
             wait = self._link.failed(reason, self._jitter())
             if not self._stopping.is_set():
                 log.info("link is down (%s); next try in %.1f s", reason, wait)
                 self._clock.wait(self._stopping, wait)
+
+    def _disconnect(self) -> None:
+        try:
+            self._provider.uplink.disconnect()
+        except Exception:
+            log.exception("the uplink's provider failed to disconnect")
 
     def _connect(self) -> None:
         self._connection += 1
@@ -143,7 +156,8 @@ class UplinkThread:
             self._wake.clear()
             self._settle()
             while not self._stopping.is_set() and (message := self._next()) is not None:
-                self._send(message)
+                if not self._send(message):
+                    break  # no room in the transport; what is under way says whether the link lives
                 self._settle()
             self._check_overdue()
             self._send_ledgers()
@@ -153,30 +167,43 @@ class UplinkThread:
         """The message to send now, or None: nothing is waiting, or the window is full."""
         if not self._window.has_room():
             return None
-        streams = (stream for stream in self._buffer.streams() if stream.name != DEAD_LETTER)
-        ready = [(stream.settings.priority, stream.name) for stream in streams if self._head(stream) is not None]
-        name = self._turns.next(ready)
-        if name is None:
-            return None
-        lane = self._lanes[name]
-        message = lane.head
-        if message is None or not self._window.has_room(len(message.block)):
-            return None
-        lane.head = None
-        return message
+        ready = {stream.name: stream.settings.priority for stream in self._buffer.streams() if self._waits(stream)}
+        while (name := self._turns.next((priority, name) for name, priority in ready.items())) is not None:
+            lane = self._lanes[name]
+            message = self._head(lane)
+            if message is None:  # it only seemed so: its last records were let go, or its disk cannot be read
+                del ready[name]
+                continue
+            if not self._window.has_room(len(message.block)):
+                return None
+            self._turns.served(name)
+            lane.head = None
+            return message
+        return None
 
-    def _head(self, stream: Stream) -> Message | None:
-        """The next message of *stream*, kept until it is sent."""
+    def _waits(self, stream: Stream) -> bool:
+        """Whether *stream* has something to send, as far as its counters tell."""
+        if stream.name == DEAD_LETTER:
+            return False
         lane = self._lanes.get(stream.name)
         if lane is None:
             lane = self._lanes[stream.name] = _Lane(stream, stream.acknowledged)
+        if lane.retry_at > self._clock.monotonic():
+            return False
+        return lane.head is not None or lane.pending is not None or stream.last_sequence > lane.sent_through
+
+    def _head(self, lane: _Lane) -> Message | None:
+        """The next message of a stream, kept until it is sent; None when there is none, or none can be read."""
         if lane.head is None:
-            if lane.pending is None and stream.last_sequence > lane.sent_through:
+            if lane.pending is None:
                 lane.pending = self._messages(lane)
-            if lane.pending is not None:
+            try:
                 lane.head = next(lane.pending, None)
-                if lane.head is None:
-                    lane.pending = None
+            except StorageError as exc:
+                log.warning("stream %r is passed over for %g s: %s", lane.stream.name, UNREADABLE_INTERVAL, exc)
+                lane.retry_at = self._clock.monotonic() + UNREADABLE_INTERVAL
+            if lane.head is None:
+                lane.pending = None
         return lane.head
 
     def _messages(self, lane: _Lane) -> Iterator[Message]:
@@ -194,20 +221,30 @@ class UplinkThread:
             )
             yield from fitting(whole, after=lane.sent_through, max_bytes=limit)
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message) -> bool:
+        """Hand *message* over; False when the transport had no room for it in time, and it must be sent again."""
         lane = self._lanes[message.stream]
-        lane.sent_through = message.last_sequence
+        before, lane.sent_through = lane.sent_through, message.last_sequence
         limit = self._provider.limits.max_message_bytes
-        self._window.add(Sent(message.stream, message.last_sequence, len(message.block), self._clock.monotonic()))
-        self._under_way[message.stream, message.last_sequence] = message
         try:
             if limit is not None and len(message.block) > limit:
                 raise RefusedError(f"One record needs {len(message.block)} bytes; this provider carries {limit}.")
+            # Noted first: the acknowledgement may come before send returns.
+            self._under_way[message.stream, message.last_sequence] = message
             self._provider.uplink.send(message, self._settings.send_timeout)
+        except DeadlineError:
+            if not self._window:
+                raise  # nothing is under way that could show a sign of life
+            del self._under_way[message.stream, message.last_sequence]
+            lane.sent_through, lane.head = before, message
+            return False
         except RefusedError as exc:
+            self._under_way[message.stream, message.last_sequence] = message
             refusal = Acknowledgement(message.stream, message.epoch, message.last_sequence, refused=str(exc))
             with self._word:
                 self._refused.append(refusal)
+        self._window.add(Sent(message.stream, message.last_sequence, len(message.block), self._clock.monotonic()))
+        return True
 
     def _on_acknowledged(self, connection: int, acknowledgement: Acknowledgement) -> None:
         # On the provider's thread: leave word and return. One entry a stream, and no more refusals than messages
@@ -241,6 +278,8 @@ class UplinkThread:
             lost = self._lost
         for refusal in refused:
             self._note_refusal(refusal)
+        if acknowledged or refused:
+            self._word_at = self._clock.monotonic()
         for name, through in acknowledged.items():
             self._link.acknowledged()
             self._advance(self._lanes[name], through)
@@ -277,10 +316,13 @@ class UplinkThread:
         log.warning("%d records of stream %r were refused and set aside: %s", count, lane.stream.name, reason)
 
     def _check_overdue(self) -> None:
+        """Take the link for lost when the oldest message is overdue: since it was sent, and since any word came."""
         oldest = self._window.oldest()
-        timeout = self._settings.acknowledge_timeout
-        if oldest is not None and self._clock.monotonic() - oldest > timeout:
-            raise DeadlineError(f"The far end acknowledged nothing for {timeout:g} s.")
+        if oldest is None:
+            return
+        allowed = self._settings.acknowledge_timeout + oldest.size_bytes / SLOWEST_BYTES_PER_SECOND
+        if self._clock.monotonic() - max(oldest.at, self._word_at) > allowed:
+            raise DeadlineError(f"The far end acknowledged nothing for {allowed:.0f} s.")
 
     def _send_ledgers(self) -> None:
         now = self._clock.monotonic()
