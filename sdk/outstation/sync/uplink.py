@@ -329,7 +329,12 @@ class UplinkThread:
         if now >= self._ledgers_due:
             self._ledgers_due = now + LEDGER_INTERVAL
             reports = tuple(stream.report() for stream in self._buffer.streams())
-            self._provider.uplink.send_ledgers(reports, self._settings.send_timeout)
+            try:
+                self._provider.uplink.send_ledgers(reports, self._settings.send_timeout)
+            except DeadlineError:
+                if not self._window:
+                    raise
+                # No room behind what is under way, and that says whether the link lives.
 
     def __repr__(self) -> str:
         link = self.link
