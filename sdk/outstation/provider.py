@@ -87,7 +87,7 @@ class Uplink(Protocol):
         ...
 
     def disconnect(self) -> None:
-        """Drop the connection. Idempotent; never raises."""
+        """Drop the connection. Idempotent; never raises. From any thread: a connect or send that waits ends soon."""
         ...
 
 

@@ -98,6 +98,7 @@ class UplinkThread:
         """End the thread; what was not acknowledged stays in the buffer. Idempotent."""
         self._stopping.set()
         self._wake.set()
+        self._disconnect()  # first: a connect or a send that is waiting ends now
         if self._thread.is_alive():
             self._thread.join(timeout)
         self._disconnect()
