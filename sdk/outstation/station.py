@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -294,8 +293,3 @@ def _make_folder(folder: Path) -> None:
             f"No permission to write in {folder}.",
             hint="Give the user that runs Outstation the right to write there, or set station.data_dir.",
         )
-
-
-def started_for(status: StationStatus) -> float:
-    """Seconds since the station of *status* was started, by this machine's clock."""
-    return max(0.0, (time.time_ns() - status.started_unix_nano) / 1e9)
