@@ -41,8 +41,8 @@ protos: $(VENV)/.dev ## Generate sdk/outstation/wire/generated from protos/
 
 lock: $(VENV)/.dev ## Resolve pyproject.toml again into requirements/*.txt
 	$(LOCK) -o requirements/run.txt --upgrade
-	$(LOCK) --extra nats --group dev -c requirements/run.txt -o requirements/dev.txt
-	$(LOCK) --extra nats --group dev --group bench -c requirements/dev.txt -o requirements/bench.txt
+	$(LOCK) --extra nats --extra kafka --extra mqtt --extra otlp --group dev -c requirements/run.txt -o requirements/dev.txt
+	$(LOCK) --extra nats --extra kafka --extra mqtt --extra otlp --group dev --group bench -c requirements/dev.txt -o requirements/bench.txt
 
 wheel: $(VENV)/.dev ## Build the wheel into dist/
 	rm -rf dist && $(BIN)/python -m hatchling build -t wheel
