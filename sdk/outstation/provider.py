@@ -57,14 +57,17 @@ class Acknowledgement:
 
 @dataclass(frozen=True, slots=True)
 class UplinkListener:
-    """Where an uplink reports. Both are called on the provider's thread and only hand over.
+    """Where an uplink reports. All are called on the provider's thread and only hand over.
 
     ``acknowledged`` may come late, twice, or for an older epoch; the caller sorts that out.
     ``lost`` says that the connection is gone and everything unacknowledged must be sent again.
+    ``accepted`` is for platforms with a broker in between: it took the one message that ends at ``through``, whatever
+    became of those before it, and says nothing of the far end.
     """
 
     acknowledged: Callable[[Acknowledgement], None]
     lost: Callable[[Exception], None]
+    accepted: Callable[[Acknowledgement], None] = lambda _: None
 
 
 class Uplink(Protocol):
@@ -84,6 +87,14 @@ class Uplink(Protocol):
 
     def send_ledgers(self, reports: tuple[StreamReport, ...], timeout: float) -> None:
         """Tell the far end the account of each stream, so that it knows what is missing and why."""
+        ...
+
+    def probe(self, timeout: float) -> None:
+        """Send something all the way and see it answered; raises LinkError when nothing comes back in time.
+
+        Asked for when nothing else has shown for a while that the connection carries both ways: a broker may accept
+        and lose, and a subscription may be gone while publishing still works.
+        """
         ...
 
     def disconnect(self) -> None:

@@ -66,6 +66,10 @@ class FarEnd:
     def send_ledgers(self, reports: Any, timeout: float) -> None:
         self.ledgers.append(reports)
 
+    def probe(self, timeout: float) -> None:
+        if not self.up:
+            raise LinkDownError("cut")
+
     def disconnect(self) -> None:
         self.listener = None
 

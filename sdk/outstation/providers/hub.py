@@ -200,6 +200,10 @@ class HubUplink:
     def send_ledgers(self, reports: tuple[StreamReport, ...], timeout: float) -> None:
         self._alive().outbox.put(Ledgers(reports), timeout)
 
+    def probe(self, timeout: float) -> None:
+        self._alive()
+        self._link.client().unary(convert.GET_DESIRED)(self._station, timeout)
+
     def disconnect(self) -> None:
         self._abandoned.set()
         with self._lock:

@@ -121,6 +121,12 @@ class FolderUplink:
                 raise LinkDownError("The folder is not connected.")
             write_atomically(self._station / "ledgers.json", _document(reports))
 
+    def probe(self, timeout: float) -> None:
+        if self._listener is None:
+            raise LinkDownError("The folder is not connected.")
+        with _as_link("look at the folder"):
+            self._station.stat()
+
     def disconnect(self) -> None:
         self._listener = None
 

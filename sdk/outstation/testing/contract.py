@@ -204,6 +204,12 @@ class ProviderContract:
         ledger = Ledger(10, 5, 2, {DropReason.EVICTED: 3})
         connected.uplink.send_ledgers((StreamReport("events", 7, ledger, 100, 1),), self.patience)
 
+    def test_a_probe_comes_back_while_connected_and_not_after(self, connected: Provider) -> None:
+        connected.uplink.probe(self.patience)
+        connected.uplink.disconnect()
+        with pytest.raises((LinkError, ClosedError)):
+            connected.uplink.probe(self.patience)
+
     def test_connecting_twice_changes_nothing(self, connected: Provider, ear: Ear) -> None:
         connected.uplink.connect(ear.listener, self.patience)
         connected.uplink.send(message(1, 1), self.patience)
