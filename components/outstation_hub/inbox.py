@@ -25,6 +25,7 @@ from outstation.errors import (
     RefusedError,
     StorageError,
     UnsupportedVersionError,
+    WireError,
 )
 from outstation.provider import Message
 from outstation.types import STREAM_NAME
@@ -212,9 +213,9 @@ def _trimmed(message: Message, taken: int) -> bytes:
     """The block without its records through *taken*, still reaching to the same last number; b"" if none is left."""
     try:
         _, columns = decode(message.block)
-    except CorruptBlockError as exc:
+        rest = columns.after(taken)
+        if not len(rest):
+            return b""
+        return encode(rest, epoch=message.epoch, span=message.last_sequence - rest.sequences[0] + 1)
+    except (CorruptBlockError, WireError) as exc:
         raise RefusedError(f"The block cannot be opened: {exc}") from exc
-    rest = columns.after(taken)
-    if not len(rest):
-        return b""
-    return encode(rest, epoch=message.epoch, span=message.last_sequence - rest.sequences[0] + 1)

@@ -16,7 +16,7 @@ from outstation.buffer.stream import Stream, Work
 from outstation.errors import CorruptBlockError, StorageError, from_os_error
 from outstation.settings import BufferSettings
 from outstation.types import DropReason, WhenFull
-from outstation.wire.block import BlockHeader, build
+from outstation.wire.block import BlockHeader
 
 log = logging.getLogger("outstation.buffer")
 
@@ -118,7 +118,7 @@ class Committer:
 
     def _encode(self, batch: Batch) -> tuple[BlockHeader, bytes]:
         level = self._settings.zstd_level
-        header, body = build(batch.columns(), epoch=self.stream.epoch, level=level, doubtful=self._doubtful)
+        header, body = batch.draft().pack(epoch=self.stream.epoch, level=level, doubtful=self._doubtful)
         self._doubtful = header.body_bytes > header.raw_bytes * 0.95
         return header, body
 
