@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from outstation.buffer.committed import Committed, Host
 from outstation.buffer.frames import Balance
@@ -72,8 +72,7 @@ class Ticket:
         self.event.set()
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """What one commit has to bring to the disk."""
 
     batches: list[Batch]
@@ -363,8 +362,9 @@ class Stream(Committed):
         with self._lock:
             if segment is not None:
                 self._replace_segment(segment)
+            if work.batches:
+                self.balance = self.balance.through(work.batches[-1].last_sequence)
             for batch in work.batches:
-                self.balance = self.balance._replace(last_sequence=batch.last_sequence)
                 for producer, number in batch.marks.items():
                     self.committed_marks[producer] = max(number, self.committed_marks.get(producer, 0))
             self._taken_bytes, self._failure = 0, None
