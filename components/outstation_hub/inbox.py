@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from outstation.buffer import Buffer, Receipt
 from outstation.clock import Clock
@@ -29,7 +29,9 @@ from outstation.errors import (
 )
 from outstation.provider import Message
 from outstation.types import STREAM_NAME
+from outstation.wire import parts
 from outstation.wire.block import FLAG_ENCRYPTED, HEADER_BYTES, MAGIC, BlockHeader, decode, encode
+from outstation.wire.checks import MAX_RECORD_BYTES
 
 log = logging.getLogger("outstation.hub")
 
@@ -39,6 +41,9 @@ STATION, STREAM = "station", "stream"
 MAX_SEQUENCE = (1 << 63) - 1
 # A block that arrives damaged may be sound at the station; one that arrives damaged this often is not.
 DAMAGED_TIMES = 3
+# Records larger than a message that are put together at once, and the largest: what the inbox takes as one record.
+PARTS_BYTES = 128 << 20
+LARGEST_BLOCK_BYTES = MAX_RECORD_BYTES - (64 << 10)
 # Damaged blocks that are remembered; more at once means an attack, and forgetting one only costs another try.
 REMEMBERED = 1000
 _ROOM_INTERVAL = 0.2  # seconds between looks for room while the sinks catch up
@@ -79,18 +84,26 @@ class Inbox:
         self._receipts: dict[str, Receipt] = {}
         self._sweep_at = 1024
         self._tell_full_at = clock.monotonic()
+        self._assembler = parts.Assembler(PARTS_BYTES, max_block_bytes=LARGEST_BLOCK_BYTES)
         self._damaged: OrderedDict[tuple[str, str, int, int], int] = OrderedDict()
 
     def take(
         self, station: str, message: Message, stop: threading.Event, done: Callable[[StorageError | None], None]
-    ) -> None:
+    ) -> int:
         """Take *message* once. Afterwards *done* is called, on the commit thread or at once: None = it is on the disk.
 
-        Waits while the inbox is full, until *stop* is set (ClosedError). RefusedError: this block will never be
-        taken. ProviderUnavailableError: send it again.
+        Returns 0; or, for a part of a block that has not come whole, how many bytes of the block are held in memory,
+        and then *done* is not called. Waits while the inbox is full, until *stop* is set (ClosedError). RefusedError:
+        this block will never be taken. ProviderUnavailableError: send it again.
         """
-        header = self._checked(station, message)
         key = f"{station}/{message.stream}/{message.epoch:016x}"
+        limit = self._max_block_bytes
+        if parts.is_part(message.block):
+            whole = self._assembled(station, message)
+            if isinstance(whole, int):
+                return whole
+            message, limit = replace(message, block=whole), LARGEST_BLOCK_BYTES
+        header = self._checked(station, message, limit)
         while True:
             try:
                 with self._lock:
@@ -112,6 +125,7 @@ class Inbox:
             done(None)
         else:
             receipt.add_done_callback(lambda receipt: done(receipt.error))
+        return 0
 
     def _tell_full(self, exc: BufferFullError) -> None:
         now = self._clock.monotonic()
@@ -126,17 +140,31 @@ class Inbox:
                 if self._receipts[key].done:
                     del self._receipts[key]
 
+    def _assembled(self, station: str, message: Message) -> bytes | int:
+        """The whole block, if *message* is the last part of it; else how many bytes are held."""
+        try:
+            part = parts.unpack(message.block)
+            if (part.epoch, part.last_sequence) != (message.epoch, message.last_sequence):
+                raise CorruptBlockError("It is not a part of the block that its message names.")
+            with self._lock:
+                return self._assembler.take(station, message.stream, part, self._clock.monotonic())
+        except UnsupportedVersionError as exc:
+            raise RefusedError(f"{exc} This hub is older than the station.") from exc
+        except CorruptBlockError as exc:
+            self._note_damage((station, message.stream, message.epoch, message.first_sequence), exc)
+            raise ProviderUnavailableError(f"A part arrived damaged and must be sent again: {exc}") from exc
+
     # -- checks --------------------------------------------------------------------------------------------------
 
-    def _checked(self, station: str, message: Message) -> BlockHeader:
+    def _checked(self, station: str, message: Message, max_bytes: int) -> BlockHeader:
         """The header of a block that may be taken."""
         if STREAM_NAME.fullmatch(message.stream) is None:
             raise RefusedError(f"{message.stream[:63]!r} is no name of a stream.")
         data = message.block
         if len(data) < HEADER_BYTES or data[: len(MAGIC)] != MAGIC:
             raise RefusedError("There is no block in the message.")
-        if len(data) > self._max_block_bytes:
-            raise RefusedError(f"A block of {len(data)} bytes; this hub takes {self._max_block_bytes}.")
+        if len(data) > max_bytes:
+            raise RefusedError(f"A block of {len(data)} bytes; this hub takes {max_bytes}.")
         try:
             header = _verified(message)
         except UnsupportedVersionError as exc:

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from outstation._version import __version__
@@ -149,7 +150,9 @@ class PushService:
 
         session.expect()
         try:
-            self._inbox.take(session.station, message, session.stop, done)
+            held_bytes = self._inbox.take(session.station, message, session.stop, done)
+            if held_bytes:
+                session.hold(replace(acknowledgement, held_bytes=held_bytes))
         except RefusedError as exc:
             self._inbox.counts.refused += 1
             log.warning("refused a block of %r: %s", session.station, exc)
@@ -164,6 +167,7 @@ class Session:
         self.stop = threading.Event()  # the reader waits on it while the inbox is full
         self._changed = threading.Condition()
         self._through: dict[tuple[str, int], int] = {}
+        self._held: dict[tuple[str, int], Acknowledgement] = {}  # the latest of each stream says all
         self._refusals: deque[Acknowledgement] = deque()
         self._welcomed = False
         self._error: OutstationError | None = None
@@ -198,6 +202,15 @@ class Session:
 
         self._change(change)
 
+    def hold(self, held: Acknowledgement) -> None:
+        """A part of a block is in memory, and more of it must come."""
+
+        def change() -> None:
+            self._open -= 1
+            self._held[held.stream, held.epoch] = held
+
+        self._change(change)
+
     def finish(self) -> None:
         """The station has said all it has to say: the call ends when every block is decided."""
         self._change(lambda: setattr(self, "_finished", True))
@@ -229,9 +242,11 @@ class Session:
                 self._changed.wait_for(self._has_word)
                 through, self._through = self._through, {}
                 refusals, self._refusals = self._refusals, deque()
+                held, self._held = self._held, {}
                 over = self._over()
             # Refusals first: an acknowledgement of a later block covers what was refused before it.
             yield from refusals
+            yield from held.values()
             for (stream, epoch), last in through.items():
                 yield Acknowledgement(stream, epoch, last)
             if over:
@@ -240,7 +255,7 @@ class Session:
             raise self._error
 
     def _has_word(self) -> bool:
-        return bool(self._through or self._refusals) or self._over()
+        return bool(self._through or self._held or self._refusals) or self._over()
 
     def _over(self) -> bool:
         return self._error is not None or (self._finished and self._open == 0)

@@ -32,7 +32,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One block on its way up. ``block`` is the encoded block of :mod:`outstation.wire.block`, never encrypted."""
+    """One block on its way up. ``block`` is the encoded block of :mod:`outstation.wire.block`, never encrypted.
+
+    Where the block is larger than a message may be, ``block`` is one part of it (:mod:`outstation.wire.parts`).
+    """
 
     stream: str
     epoch: int
@@ -47,12 +50,15 @@ class Acknowledgement:
     """The far end holds every record of (stream, epoch) through sequence number ``through``, durably.
 
     ``refused`` is empty, or the reason why the message that ends at ``through`` will never be taken.
+    ``held_bytes`` is 0, or says that nothing is acknowledged yet: the far end holds, in memory, that many bytes of the
+    block that ends at ``through`` and comes in parts (:mod:`outstation.wire.parts`).
     """
 
     stream: str
     epoch: int
     through: int
     refused: str = ""
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,13 @@ class Durability(str, Enum):
     MEMORY = "memory"  # in memory, written when convenient; a power cut may take it
 
 
+class AcknowledgedBy(str, Enum):
+    """Whose word lets a stream's record go, where a broker stands between the station and the far end."""
+
+    FAR_END = "far_end"  # it is on the far end's disk
+    BROKER = "broker"  # the broker has taken it, and may lose it
+
+
 class WhenFull(str, Enum):
     """The answer of a stream that has reached its bound."""
 

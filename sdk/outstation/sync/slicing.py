@@ -13,7 +13,7 @@ def fitting(whole: Message, *, after: int, max_bytes: int | None) -> Iterator[Me
     """*whole* as messages whose blocks have at most *max_bytes*, in order, without the records through *after*.
 
     A block that fits goes unchanged, records before *after* included: the far end trims what it has. One record
-    that alone is over *max_bytes* comes as a message over the limit; the caller sets it aside.
+    that alone is over *max_bytes* comes as a message over the limit; the caller sends it in parts.
     """
     if max_bytes is None or len(whole.block) <= max_bytes:
         yield whole

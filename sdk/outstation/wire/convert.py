@@ -119,6 +119,9 @@ def downward_to_wire(value: Downward) -> sync_pb2.PushResponse:
                 stream=value.stream, epoch=value.epoch, through=value.through, reason=value.refused
             )
         )
+    if value.held_bytes:
+        held = sync_pb2.Held(stream=value.stream, epoch=value.epoch, through=value.through, bytes=value.held_bytes)
+        return sync_pb2.PushResponse(held=held)
     return sync_pb2.PushResponse(
         acknowledgement=sync_pb2.Acknowledgement(stream=value.stream, epoch=value.epoch, through=value.through)
     )
@@ -133,6 +136,9 @@ def downward_from_wire(m: sync_pb2.PushResponse) -> Downward | None:
     if kind == "refusal":
         r = m.refusal
         return Acknowledgement(r.stream, r.epoch, r.through, r.reason or "no reason given")
+    if kind == "held":
+        h = m.held
+        return Acknowledgement(h.stream, h.epoch, h.through, held_bytes=h.bytes)
     if kind == "welcome":
         return Welcome(m.welcome.hub)
     return None
