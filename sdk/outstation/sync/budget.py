@@ -40,7 +40,9 @@ class Budget:
         """Whether records of *priority* may leave now."""
         if priority <= self._urgent:
             return True
-        return not self.metered and self._hours.are_open(self._minute(self._clock.time_unix_nano()))
+        if self.metered or not self._hours.spans:
+            return not self.metered
+        return self._hours.are_open(self._minute(self._clock.time_unix_nano()))
 
     def wait(self) -> float:
         """Seconds until the next message may leave; 0 = now."""
