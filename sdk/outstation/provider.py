@@ -32,7 +32,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One block on its way up. ``block`` is the encoded block of :mod:`outstation.wire.block`, never encrypted."""
+    """One block on its way up. ``block`` is the encoded block of :mod:`outstation.wire.block`, never encrypted.
+
+    ``after`` and ``settled`` let a far end behind a broker, which may lose or reorder, see a hole: ``after`` is the
+    last sequence number that was sent before this message (whatever lies between was dropped, and the ledger says
+    why), ``settled`` the one through which nothing needs to be sent again. None = the sender makes no claim.
+    """
 
     stream: str
     epoch: int
@@ -40,6 +45,8 @@ class Message:
     last_sequence: int
     block: bytes
     priority: int = 5
+    after: int | None = None
+    settled: int = 0
 
 
 @dataclass(frozen=True, slots=True)

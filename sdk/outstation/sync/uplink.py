@@ -14,7 +14,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from outstation.buffer import Buffer, Stream
 from outstation.clock import Clock
@@ -232,7 +232,8 @@ class UplinkThread:
                 raise RefusedError(f"One record needs {len(message.block)} bytes; this provider carries {limit}.")
             # Noted first: the acknowledgement may come before send returns.
             self._under_way[message.stream, message.last_sequence] = message
-            self._provider.uplink.send(message, self._settings.send_timeout)
+            told = replace(message, after=before, settled=lane.stream.acknowledged)
+            self._provider.uplink.send(told, self._settings.send_timeout)
         except DeadlineError:
             if not self._window:
                 raise  # nothing is under way that could show a sign of life
