@@ -18,7 +18,8 @@ from outstation.clock import SystemClock
 from outstation.errors import OutstationError
 from outstation.providers.mqtt import MqttProvider
 from outstation.types import Identity
-from outstation.wire.mqtt import Broker, Connection, Credentials, Publication, Transport
+from outstation.wire.broker import Broker, Credentials, Transport
+from outstation.wire.mqtt import Connection, Publication
 from outstation_hub import Hub
 from support import wait_until
 

@@ -14,7 +14,8 @@ import threading
 
 from outstation.clock import Clock
 from outstation.errors import ConfigurationError, LinkError, OutstationError, WireError
-from outstation.wire.mqtt import Broker, Connection, Credentials, Delivery, Transport
+from outstation.wire.broker import Broker, Credentials, Transport
+from outstation.wire.mqtt import Connection, Delivery
 from outstation.wire.topics import (
     MAX_DOCUMENT_BYTES,
     Topics,
@@ -93,6 +94,7 @@ class MqttFront:
         connection = self._connection
         if connection is not None:
             connection.close()
+        self._states.close()
         self._taker.close()
         for thread in self._threads:
             if thread.is_alive():

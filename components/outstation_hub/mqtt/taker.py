@@ -47,6 +47,7 @@ class Inlet:
         self._max_bytes = max_bytes
         self._items: deque[Delivery] = deque()
         self._bytes = 0
+        self._closed = False
         self._changed = threading.Condition()
 
     def put(self, delivery: Delivery) -> bool:
@@ -59,9 +60,17 @@ class Inlet:
             self._changed.notify()
             return True
 
-    def get(self, timeout: float) -> Delivery | None:
+    def close(self) -> None:
+        """Let go of whoever waits."""
         with self._changed:
-            if not self._items and not self._changed.wait_for(lambda: self._items, timeout):
+            self._closed = True
+            self._changed.notify_all()
+
+    def get(self, timeout: float) -> Delivery | None:
+        """The next one; None when none comes in time, or once :meth:`close` was called."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._closed, timeout)
+            if self._closed or not self._items:
                 return None
             delivery = self._items.popleft()
             self._bytes -= len(delivery.payload)
@@ -116,6 +125,7 @@ class Taker:
     def close(self) -> None:
         """End the thread; what it has not taken is sent again. Idempotent."""
         self._stop.set()
+        self._inlet.close()
         if self._thread.is_alive():
             self._thread.join()
 
