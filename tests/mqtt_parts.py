@@ -8,18 +8,23 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from certificates import Authority
 from hub_parts import HubFarEnd, hub_settings
+from outstation.buffer import Buffer
 from outstation.clock import SystemClock
-from outstation.errors import OutstationError
+from outstation.errors import OutstationError, WireError
 from outstation.providers.mqtt import MqttProvider
+from outstation.settings import BufferSettings, UplinkSettings
+from outstation.sync.uplink import UplinkThread
 from outstation.types import Identity
 from outstation.wire.broker import Broker, Credentials, Transport
 from outstation.wire.mqtt import Connection, Publication
+from outstation.wire.topics import Envelope, read_word
 from outstation_hub import Hub
 from support import wait_until
 
@@ -136,7 +141,7 @@ class Listener:
     def next(self, timeout: float = 5.0):
         return self.heard.get(timeout=timeout)
 
-    def publish(self, topic: str, payload: bytes = b"", **rest) -> list[OutstationError | None]:
+    def publish(self, topic: str, payload: bytes = b"", **rest) -> OutstationError | None:
         """Publish and wait; what the PUBACK said."""
         answers = queue.Queue()
         self.connection.publish(Publication(topic, payload, **rest), answers.put)
@@ -167,3 +172,62 @@ class MqttFarEnd(HubFarEnd):
 
     def close(self) -> None:
         self._desired.connection.close()
+
+
+class Sender:
+    """Publishes messages as a station does, with any claim of what came before them."""
+
+    def __init__(self, broker: Mosquitto, station: str = "press-7", link: str = "aa") -> None:
+        self.station = station
+        self.link = link
+        self.listener = Listener(broker.address, f"outstation/{station}/ack", name=f"{station}-sender")
+
+    def send(self, message, after: int | None, *, settled: int = 0, block: bytes | None = None) -> None:
+        envelope = Envelope(message.epoch, message.first_sequence, message.last_sequence, after, settled, self.link)
+        topic = f"outstation/{self.station}/up/{message.stream}"
+        payload = message.block if block is None else block
+        assert self.listener.publish(topic, payload, properties=envelope.properties()) is None
+
+    def word(self, timeout: float = 8.0):
+        """The hub's next word; what is none is passed over, as stations do."""
+        while True:
+            with suppress(WireError):
+                return read_word(self.listener.next(timeout).payload)
+
+    def through(self, last: int, timeout: float = 8.0) -> list:
+        """The words until one acknowledges *last*, that one included."""
+        words = [self.word(timeout)]
+        while words[-1].refused or words[-1].through < last:
+            words.append(self.word(timeout))
+        return words
+
+
+class StationRig:
+    """A buffer and the real uplink over MQTT: a station without the rest."""
+
+    def __init__(self, folder: Path, address: str, *, station: str = "press-7", acknowledge_timeout=5.0, **options):
+        self.provider = mqtt_provider(address, folder, station=station, **options)
+        self.buffer = Buffer.open(folder / station, BufferSettings(group_interval=0.01, block_bytes=2000))
+        settings = UplinkSettings(backoff_first=0.1, backoff_ceiling=0.5, acknowledge_timeout=acknowledge_timeout)
+        self.uplink = UplinkThread(self.buffer, self.provider, settings, SystemClock())
+        self.stream = self.buffer.stream("events")
+        self.written = 0
+
+    def write(self, count: int) -> None:
+        payloads = [f"record {self.written + n + 1} ".encode() + os.urandom(150) for n in range(count)]
+        self.stream.append_many(payloads)
+        self.buffer.flush()
+        self.written += count
+
+    def acknowledged(self, timeout: float = 30.0) -> None:
+        """Wait until the far end has everything that was written."""
+        wait_until(lambda: self.stream.acknowledged == self.written, timeout)
+
+    def __enter__(self) -> StationRig:
+        self.uplink.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.uplink.close()
+        self.provider.close()
+        self.buffer.close()

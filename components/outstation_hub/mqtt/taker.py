@@ -29,6 +29,8 @@ log = logging.getLogger("outstation.hub")
 
 _LOOK_INTERVAL = 0.5  # seconds between looks for what was waited for in vain
 
+_TELL_INTERVAL = 10.0  # seconds between warnings of refused blocks
+
 
 @dataclass(slots=True)
 class Counts:
@@ -116,6 +118,7 @@ class Taker:
         self._inlet = inlet
         self._order: Order[_Arrival] = Order()
         self._links: OrderedDict[str, str] = OrderedDict()  # by station: the link of its last message
+        self._tell_at = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outstation-hubserver-mqtt-take", daemon=True)
 
@@ -222,7 +225,10 @@ class Taker:
 
     def _refuse(self, arrival: _Arrival, message: Message, reason: RefusedError) -> bool:
         self._inbox.counts.refused += 1
-        log.warning("refused a block of %r: %s", arrival.station, reason)
+        now = self._clock.monotonic()
+        if now >= self._tell_at:  # whoever floods the hub must not fill its log as well
+            self._tell_at = now + _TELL_INTERVAL
+            log.warning("refused a block of %r (%d so far): %s", arrival.station, self._inbox.counts.refused, reason)
         follows = self._inbox.follows(arrival.station, message)
         if follows:
             self._order.pass_over(arrival.key, arrival.link, message.last_sequence)

@@ -27,6 +27,7 @@ from outstation.wire.broker import AwsCrtError, Transport, mqtt5
 
 # How long a client that was told to stop may take to say goodbye; afterwards it ends on its own thread.
 _FAREWELL_SECONDS = 2.0
+_COMPARE = "If the broker is up, compare both sides' certificates and their authorities."
 _DENIED_AT_CONNECT = frozenset({133, 134, 135, 138, 140})  # client id, password, authorisation, ban, method
 _NO_SUBSCRIBER, _DENIED = 16, 135
 _NEVER = frozenset({144, 153})  # topic name invalid, payload format invalid
@@ -42,6 +43,7 @@ class Publication:
     retain: bool = False
     content_type: str = ""
     properties: tuple[tuple[str, str], ...] = ()  # MQTT's user properties
+    response_topic: str = ""
     correlation: bytes = b""
     needs_subscriber: bool = False  # a broker that tells of none took nothing
 
@@ -63,7 +65,8 @@ class Delivery:
 class Connection:
     """One connection, from CONNECT to its end. Thread-safe; ``open`` once.
 
-    *on_lost* is called once, unless :meth:`close` ended it, on awscrt's thread or the caller's of :meth:`fail`.
+    *on_lost* is called once, on awscrt's thread or the caller's of :meth:`fail`; not when :meth:`close` ended the
+    connection, nor before :meth:`open` has returned.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Connection:
         self._changed = threading.Condition()
         self._client: mqtt5.Client | None = None
         self._connected = False
+        self._open = False  # connected, and subscribed
         self._ended: LinkError | None = None
         self._stopped = threading.Event()
         self._max_packet_bytes = transport.broker.max_packet_bytes
@@ -89,7 +93,7 @@ class Connection:
 
     @property
     def alive(self) -> bool:
-        return self._connected and self._ended is None
+        return self._open and self._ended is None
 
     @property
     def max_packet_bytes(self) -> int:
@@ -115,11 +119,18 @@ class Connection:
                 if self._ended is not None:
                     raise self._ended
                 if not self._connected:
-                    raise DeadlineError(f"The broker at {self.address} did not answer within {timeout:g} s.")
+                    raise DeadlineError(
+                        f"The broker at {self.address} did not answer within {timeout:g} s.",
+                        hint=_COMPARE if self._transport.broker.tls else None,
+                    )
             self._subscribe(filters, not_own, max(0.25, deadline - time.monotonic()))
         except OutstationError:
             self.close()
             raise
+        with self._changed:
+            if self._ended is not None:
+                raise self._ended
+            self._open = True
 
     def publish(self, publication: Publication, done: Callable[[LinkError | None], None]) -> None:
         """Hand *publication* to awscrt. *done* hears of the PUBACK: None, or RefusedError, or another LinkError.
@@ -206,7 +217,7 @@ class Connection:
 
     def _living(self) -> mqtt5.Client:
         client = self._client
-        if client is None or not self.alive:
+        if client is None or not self._connected or self._ended is not None:
             raise LinkDownError(f"There is no connection to the broker at {self.address}.")
         return client
 
@@ -216,7 +227,7 @@ class Connection:
                 return
             self._ended = error
             client = self._client
-            told = tell and self._connected
+            told = tell and self._open
             self._changed.notify_all()
         if client is None:
             self._stopped.set()
@@ -285,6 +296,7 @@ def _packet(publication: Publication) -> mqtt5.PublishPacket:
         qos=mqtt5.QoS.AT_LEAST_ONCE,
         retain=publication.retain,
         content_type=publication.content_type or None,
+        response_topic=publication.response_topic or None,
         correlation_data_bytes=publication.correlation or None,
         user_properties=[mqtt5.UserProperty(name=name, value=value) for name, value in publication.properties] or None,
     )
@@ -328,9 +340,7 @@ def _connect_error(address: str, data: Any) -> LinkError:
         return AccessDeniedError(why) if code in _DENIED_AT_CONNECT else ProviderUnavailableError(why)
     text = str(data.exception)
     if "TLS" in text:
-        return AccessDeniedError(
-            f"TLS with the broker at {address} failed: {text}", hint="Compare both certificates and their authorities."
-        )
+        return AccessDeniedError(f"TLS with the broker at {address} failed: {text}", hint=_COMPARE)
     return LinkDownError(f"The broker at {address} cannot be reached: {text}")
 
 
