@@ -259,6 +259,26 @@ def test_a_stopped_broker_is_noticed_within_the_keepalive(broker, provider_for):
         assert len(ear.losses) == 1
 
 
+def test_a_send_that_waits_for_room_ends_when_the_connection_does(broker, provider_for):
+    with FlakyLink(broker.address) as link:
+        provider, ear, ended = provider_for(link), Ear(), threading.Event()
+        provider.uplink.connect(ear.listener, 5)
+        link.black_hole()
+        with pytest.raises(DeadlineError, match="confirmed nothing"):
+            send_all(provider, [message(n, 1) for n in range(1, 100)], 0.01)
+
+        def send():
+            with pytest.raises(LinkDownError):
+                provider.uplink.send(message(100, 1), 60)
+            ended.set()
+
+        waiting = threading.Thread(target=send)
+        waiting.start()
+        link.cut()
+        waiting.join(10)
+        assert ended.is_set()
+
+
 def test_a_broker_that_never_answers_is_a_deadline_and_disconnect_ends_the_wait(broker, provider_for):
     broker.pause()
     try:

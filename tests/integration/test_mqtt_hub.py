@@ -94,6 +94,14 @@ def test_another_hubs_acknowledgement_lets_the_next_message_in(hub, sender):
     assert numbers(hub) == [11, 12]
 
 
+def test_what_another_hub_has_is_acknowledged_and_not_taken_again(hub, sender):
+    sender.listener.publish("outstation/press-7/ack", document(Word("events", "7", 10)))
+    assert sender.word().through == 10  # our own
+    sender.send(message(6, 5), 5)
+    assert sender.word().through == 10
+    assert numbers(hub) == []
+
+
 def test_a_refusal_of_another_hub_lets_nothing_in(hub, sender):
     sender.send(message(11, 2), 10)
     sender.listener.publish("outstation/press-7/ack", document(Word("events", "7", 10, refused="no block")))

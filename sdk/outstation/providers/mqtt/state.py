@@ -13,7 +13,7 @@ from outstation.clock import Clock
 from outstation.errors import ClosedError, InvalidNameError, LinkError, ProviderUnavailableError, WireError
 from outstation.providers.mqtt.link import Link
 from outstation.types import STREAM_NAME, Desired, Reported
-from outstation.wire.mqtt import Delivery, Publication
+from outstation.wire.mqtt import Connection, Delivery, Publication
 from outstation.wire.topics import JSON, document, read_desired
 
 log = logging.getLogger("outstation.providers")
@@ -167,28 +167,31 @@ class MqttCommands:
         try:
             self._waiting.put_nowait(delivery)
         except queue.Full:
-            self._reply(delivery, "busy", b"")
+            if (connection := self._link.present) is not None:
+                _reply(connection, delivery, "busy", b"")
 
     def _run(self) -> None:
         while (delivery := self._waiting.get()) is not None:
-            handler = self._handlers.get(delivery.topic.rpartition("/")[2])
-            if handler is None:
-                self._reply(delivery, "unknown", b"")
-                continue
-            try:
-                answer = handler(delivery.payload)
-            except Exception as exc:
-                # The caller hears of it; a handler's fault must not end the thread that serves the others.
-                log.exception("the command %s failed", delivery.topic)
-                self._reply(delivery, "failed", f"{type(exc).__name__}: {exc}".encode())
-            else:
-                self._reply(delivery, "done", answer)
+            status, answer = self._answer(delivery)
+            # A command that the broker kept for us comes before the connection is quite open. Whoever is not
+            # answered has a timeout, and asks again.
+            with suppress(LinkError, ClosedError):
+                _reply(self._link.connection(_STATE_TIMEOUT), delivery, status, answer)
 
-    def _reply(self, delivery: Delivery, status: str, payload: bytes) -> None:
-        connection = self._link.present
-        reply = Publication(
-            delivery.response_topic, payload, properties=(("status", status),), correlation=delivery.correlation
-        )
-        if connection is not None:
-            with suppress(LinkError):  # the caller has a timeout, and asks again
-                connection.publish(reply, lambda _: None)
+    def _answer(self, delivery: Delivery) -> tuple[str, bytes]:
+        handler = self._handlers.get(delivery.topic.rpartition("/")[2])
+        if handler is None:
+            return "unknown", b""
+        try:
+            return "done", handler(delivery.payload)
+        except Exception as exc:
+            # The caller hears of it; a handler's fault must not end the thread that serves the others.
+            log.exception("the command %s failed", delivery.topic)
+            return "failed", f"{type(exc).__name__}: {exc}".encode()
+
+
+def _reply(connection: Connection, delivery: Delivery, status: str, payload: bytes) -> None:
+    properties = (("status", status),)
+    reply = Publication(delivery.response_topic, payload, properties=properties, correlation=delivery.correlation)
+    with suppress(LinkError):
+        connection.publish(reply, lambda _: None)
