@@ -28,21 +28,8 @@ from outstation.wire.topics import Envelope, read_word
 from outstation_hub import Hub
 from support import wait_until
 
-# What docs/hub.md tells operators to write.
-ACL = """\
-user hub
-topic readwrite outstation/#
-
-pattern write outstation/%u/up/#
-pattern write outstation/%u/reported
-pattern write outstation/%u/ledgers
-pattern write outstation/%u/presence
-pattern write outstation/%u/reply/#
-pattern readwrite outstation/%u/canary
-pattern read outstation/%u/ack
-pattern read outstation/%u/desired
-pattern read outstation/%u/cmd/#
-"""
+EXAMPLE = Path(__file__).parents[1] / "examples/behind-a-broker"
+ACL = (EXAMPLE / "outstation.acl").read_text()  # what operators are told to use is what the tests use
 
 
 def require_mosquitto() -> None:

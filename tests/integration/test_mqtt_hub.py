@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from hub_parts import HubProcess, drained, rows
-from mqtt_parts import Listener, Mosquitto, Sender, StationRig, heard, mqtt_hub, mqtt_provider, require_mosquitto
+from mqtt_parts import (
+    EXAMPLE,
+    Listener,
+    Mosquitto,
+    Sender,
+    StationRig,
+    heard,
+    mqtt_hub,
+    mqtt_provider,
+    require_mosquitto,
+)
 from outstation.provider import Message
+from outstation.testing import FlakyLink
 from outstation.testing.contract import Ear, message
 from outstation.types import DesiredModel, Ledger, Reported, StreamReport
 from outstation.wire import Columns, encode
@@ -199,6 +212,20 @@ def test_without_a_hub_the_link_is_down_and_the_records_wait(tmp_path, broker):
             assert numbers(hub) == [*range(1, 11)]
 
 
+def test_a_word_that_a_lost_connection_took_along_is_said_again(tmp_path, broker):
+    with FlakyLink(broker.address) as link, mqtt_hub(tmp_path, link.address) as hub:
+        heard(hub)
+        sender = Sender(broker)
+        link.black_hole(upward=True, downward=False)  # the hub hears, and is not heard
+        sender.send(message(1, 3), 0)
+        wait_until(lambda: hub.inbox.counts.records == 3)
+        wait_until(lambda: hub.mqtt._speaker._under_way)
+        link.cut()
+        link.up()
+        assert sender.word(20).through == 3
+        sender.listener.connection.close()
+
+
 # -- acknowledgements that are not what they should be ----------------------------------------------------------------
 
 
@@ -328,3 +355,37 @@ def test_a_flood_of_garbage_leaves_the_hub_small_and_serving(tmp_path, broker):
         pages = int(Path(f"/proc/{hub.process.pid}/statm").read_text().split()[1])
         sender.listener.connection.close()
     assert pages * os.sysconf("SC_PAGE_SIZE") < 500 << 20
+
+
+# -- the example -----------------------------------------------------------------------------------------------------
+
+
+def test_the_example_sends_its_readings_through_the_broker(tmp_path, hub, broker):
+    done = subprocess.run(
+        [sys.executable, EXAMPLE / "app.py"],
+        cwd=EXAMPLE.parents[1],
+        env={
+            **os.environ,
+            "OUTSTATION_OPTIONS__MQTT__ADDRESS": broker.address,
+            "OUTSTATION_STATION__DATA_DIR": str(tmp_path / "station"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "10 of 10 readings are at the hub\n"
+    drained(hub)
+    assert len(rows(hub.settings.parquet_dir)) == 10
+
+
+def test_the_pages_show_the_access_list_that_is_tested():
+    rules = EXAMPLE.joinpath("outstation.acl").read_text().partition("\n")[2]
+    assert rules in (EXAMPLE.parents[1] / "docs/hub.md").read_text()
+
+
+def test_the_examples_broker_starts(tmp_path):
+    text = (EXAMPLE / "mosquitto.conf").read_text().partition("listener 18830 127.0.0.1\nallow_anonymous true\n")[2]
+    assert text
+    with Mosquitto(tmp_path / "example", extra=text):
+        pass

@@ -39,7 +39,9 @@ class Speaker:
         self._through: OrderedDict[tuple[str, str, str], int] = OrderedDict()  # station, stream, epoch
         self._words: deque[tuple[str, Word]] = deque(maxlen=MAX_WORDS)
         self._greeted: set[str] = set()  # stations whose desired state is to be looked at
+        self._under_way: dict[int, tuple[str, Word]] = {}  # words that the broker has not confirmed, by a number
         self._unconfirmed = 0
+        self._number = 0
         self._told: dict[str, Desired] = {}  # on this connection
         self._told_revision = 0
 
@@ -69,25 +71,30 @@ class Speaker:
     def speak(self, connection: Connection, stopping: threading.Event) -> None:
         """Say what there is on *connection*, until it is lost or the hub stops."""
         self._unconfirmed = 0
+        lost, self._under_way = self._under_way, {}
+        for station, word in lost.values():  # the connection before took them along
+            self.say(station, word)
         self._told.clear()
         self._told_revision = 0  # whatever the broker keeps, it is told anew
         while connection.alive and not stopping.is_set():
-            for publication in self._next():
-                self._publish(connection, publication, stopping)
+            for said, publication in self._next():
+                self._publish(connection, said, publication, stopping)
             with self._changed:
                 if not (self._through or self._words or self._greeted):
                     self._changed.wait(LOOK_INTERVAL)
 
-    def _next(self) -> Iterator[Publication]:
+    def _next(self) -> Iterator[tuple[tuple[str, Word] | None, Publication]]:
+        """What is to be published now, with the word that it is, if it is one."""
         with self._changed:
             words, self._words = self._words, deque(maxlen=MAX_WORDS)
             through, self._through = self._through, OrderedDict()
             greeted, self._greeted = self._greeted, set()
         # Refusals first: an acknowledgement of a later block covers what was refused before it.
         for station, word in words:
-            yield self._word(station, word)
+            yield (station, word), self._word(station, word)
         for (station, stream, epoch), last in through.items():
-            yield self._word(station, Word(stream, epoch, last))
+            word = Word(stream, epoch, last)
+            yield (station, word), self._word(station, word)
         if (revision := self._wishes.revision) != self._told_revision:
             self._told_revision = revision
             greeted = {entry.station for entry in self._stations.list()}
@@ -97,20 +104,32 @@ class Speaker:
             if wish.revision and self._told.get(station) != wish:
                 self._told[station] = wish
                 topic = self._topics.of(station, "desired")
-                yield Publication(topic, document(wish), retain=True, content_type=JSON)
+                yield None, Publication(topic, document(wish), retain=True, content_type=JSON)
 
     def _word(self, station: str, word: Word) -> Publication:
         return Publication(self._topics.of(station, "ack"), document(word), content_type=JSON)
 
-    def _publish(self, connection: Connection, publication: Publication, stopping: threading.Event) -> None:
+    def _publish(
+        self,
+        connection: Connection,
+        said: tuple[str, Word] | None,
+        publication: Publication,
+        stopping: threading.Event,
+    ) -> None:
+        self._number += 1
+        number = self._number
+
         def done(error: LinkError | None) -> None:
             with self._changed:
                 self._unconfirmed -= 1
+                self._under_way.pop(number, None)
                 self._changed.notify_all()
             if error is not None:
                 log.warning("the broker did not take a message to %s: %s", publication.topic, error)
 
         with self._changed:
+            if said is not None:
+                self._under_way[number] = said
             free = self._changed.wait_for(
                 lambda: self._unconfirmed < MAX_UNCONFIRMED or not connection.alive or stopping.is_set(), PATIENCE
             )
@@ -122,6 +141,4 @@ class Speaker:
         try:
             connection.publish(publication, done)
         except LinkError as exc:
-            with self._changed:
-                self._unconfirmed -= 1
-            log.debug("not said on %s: %s", publication.topic, exc)  # a station that hears nothing sends again
+            log.debug("not said on %s: %s", publication.topic, exc)

@@ -46,27 +46,35 @@ class Link:
 
     def connection(self, timeout: float) -> Connection:
         """The connection that lives, or a new one. LinkError, ClosedError."""
-        with self._opening:
+        deadline = time.monotonic() + timeout
+        if not self._opening.acquire(timeout=max(0.0, timeout)):
+            raise DeadlineError("Somebody else waits for the broker, which does not answer.")
+        try:
             with self.changed:
-                connection = self._connection
                 if self._closed:
                     raise ClosedError("The provider is closed.")
-                if connection is not None and connection.alive:
-                    return connection
+                former = self._connection
+                if former is not None and former.alive:
+                    return former
                 fresh = self._connection = Connection(
                     self._transport,
                     on_delivery=self._delivered,
                     on_lost=self._lost,
                     will=self._presence(connected=False),
                 )
-            if connection is not None:
-                connection.close()
-            kinds = ("ack", "desired", "canary")
-            filters = [self.topics.of(self.station, kind) for kind in kinds] + [self.topics.command(self.station, "+")]
-            fresh.open(filters, timeout)
-            self.max_packet_bytes = fresh.max_packet_bytes
-            fresh.publish(self._presence(connected=True), lambda error: self._greeted(fresh, error))
+            if former is not None:
+                former.close()
+            self._open(fresh, max(0.1, deadline - time.monotonic()))
             return fresh
+        finally:
+            self._opening.release()
+
+    def _open(self, fresh: Connection, timeout: float) -> None:
+        kinds = ("ack", "desired", "canary")
+        filters = [self.topics.of(self.station, kind) for kind in kinds] + [self.topics.command(self.station, "+")]
+        fresh.open(filters, timeout)
+        self.max_packet_bytes = fresh.max_packet_bytes
+        fresh.publish(self._presence(connected=True), lambda error: self._greeted(fresh, error))
 
     def ask(self, connection: Connection, publication: Publication, timeout: float) -> None:
         """Publish and wait for the PUBACK. LinkError."""
