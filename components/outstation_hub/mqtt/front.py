@@ -63,6 +63,7 @@ class MqttFront:
         self._taker = Taker(
             self._topics, inbox, stations, clock, counts=self.counts, say=self._speaker.say, inlet=self._ups
         )
+        self._lock = threading.Lock()
         self._present: set[str] = set()
         self._connection: Connection | None = None
         self._failure = "not connected yet"
@@ -75,7 +76,8 @@ class MqttFront:
     @property
     def connected(self) -> tuple[str, ...]:
         """The stations whose presence says that they are connected to the broker."""
-        return tuple(sorted(self._present))
+        with self._lock:
+            return tuple(sorted(self._present))
 
     @property
     def failure(self) -> str:
@@ -128,7 +130,7 @@ class MqttFront:
     # -- on awscrt's thread --------------------------------------------------------------------------------------
 
     def _delivered(self, delivery: Delivery) -> None:
-        ups = "/up/" in delivery.topic or delivery.topic.endswith("/ack")
+        ups = self._topics.kind(delivery.topic) in ("up", "ack")
         if not ups:
             delivery.settle()
         fits = ups or len(delivery.payload) <= MAX_DOCUMENT_BYTES
@@ -137,7 +139,8 @@ class MqttFront:
             delivery.settle()
 
     def _lost(self, connection: Connection, error: LinkError) -> None:
-        self._present = set()  # nobody tells any more; the retained presences come with the next connection
+        with self._lock:
+            self._present.clear()  # nobody tells any more; the retained presences come with the next connection
         self._fail(error)
         self._speaker.wake()
 
@@ -151,7 +154,7 @@ class MqttFront:
             try:
                 self._take_state(delivery)
             except WireError as exc:
-                self.counts.garbage += 1
+                self.counts.garbage_state += 1
                 log.debug("garbage on %s: %s", delivery.topic, exc)
             except OutstationError as exc:
                 log.warning("what a station told on %s was not taken: %s", delivery.topic, exc)
@@ -173,10 +176,12 @@ class MqttFront:
 
     def _take_presence(self, station: str, delivery: Delivery) -> None:
         presence = read_presence(delivery.payload)
-        if not presence.connected:
-            self._present = self._present - {station}
-        elif len(self._present) < MAX_KNOWN:
-            self._present = self._present | {station}
+        with self._lock:
+            if not presence.connected:
+                self._present.discard(station)
+            elif len(self._present) < MAX_KNOWN:
+                self._present.add(station)
+        if presence.connected:
             self._stations.connected(station, presence.software)
             self._speaker.greet(station)
 

@@ -34,11 +34,20 @@ _TELL_INTERVAL = 10.0  # seconds between warnings of refused blocks
 
 @dataclass(slots=True)
 class Counts:
-    """What came over MQTT since the hub started, beside what the inbox counts."""
+    """What came over MQTT since the hub started, beside what the inbox counts. Each field has one thread that counts.
 
-    garbage: int = 0  # messages that were none
-    holes: int = 0  # messages that were let go, as something before them did not come
-    overflowed: int = 0  # deliveries beyond what the hub keeps waiting
+    ``garbage`` are messages that were none, ``holes`` those that were let go, as something before them did not come,
+    ``overflowed`` deliveries beyond what the hub keeps waiting.
+    """
+
+    garbage_up: int = 0
+    garbage_state: int = 0
+    holes: int = 0
+    overflowed: int = 0
+
+    @property
+    def garbage(self) -> int:
+        return self.garbage_up + self.garbage_state
 
 
 class Inlet:
@@ -140,7 +149,7 @@ class Taker:
                 try:
                     self._hear(delivery)
                 except WireError as exc:
-                    self._counts.garbage += 1
+                    self._counts.garbage_up += 1
                     log.debug("garbage on %s: %s", delivery.topic, exc)
                     delivery.settle()
                 except ClosedError:

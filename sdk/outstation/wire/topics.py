@@ -61,6 +61,10 @@ class Topics:
         """What an answer's topic must begin with: nobody may make a station publish elsewhere."""
         return f"{self.prefix}/{station}/reply/"
 
+    def kind(self, topic: str) -> str:
+        """What stands after the station's name in *topic*; not checked in any other way."""
+        return topic.removeprefix(f"{self.prefix}/").partition("/")[2].partition("/")[0]
+
     def parse(self, topic: str) -> tuple[str, str, str]:
         """(station, kind, the rest after the kind) of *topic*. WireError when it is none of ours."""
         head = f"{self.prefix}/"

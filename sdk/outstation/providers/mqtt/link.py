@@ -30,6 +30,7 @@ class Link:
         self.max_packet_bytes = 1 << 28  # what MQTT allows, until the broker has said less
         self.hearers: dict[str, Callable[[Delivery], None]] = {}  # by kind of topic; complete before the first call
         self.on_lost: Callable[[Connection, LinkError], None] = lambda connection, error: None
+        self.on_fresh: Callable[[], None] = lambda: None  # a connection begins: what came on older ones is stale
         self.changed = threading.Condition()  # told of every answer, every delivery and every loss
         self._transport = transport
         self._opening = threading.Lock()  # one connection is opened at a time
@@ -70,6 +71,7 @@ class Link:
             self._opening.release()
 
     def _open(self, fresh: Connection, timeout: float) -> None:
+        self.on_fresh()
         kinds = ("ack", "desired", "canary")
         filters = [self.topics.of(self.station, kind) for kind in kinds] + [self.topics.command(self.station, "+")]
         fresh.open(filters, timeout)
@@ -94,12 +96,14 @@ class Link:
         """Send a word to ourselves and see it come back: what the broker had for us before has come as well."""
         nonce = secrets.token_bytes(8)
         deadline = time.monotonic() + timeout
-        self._canaries[nonce] = False
+        with self.changed:
+            self._canaries[nonce] = False
         try:
             self.ask(connection, Publication(self.topics.of(self.station, "canary"), nonce), timeout)
             self._await(connection, lambda: self._canaries[nonce], deadline - time.monotonic())
         finally:
-            del self._canaries[nonce]
+            with self.changed:
+                del self._canaries[nonce]
 
     def drop(self) -> None:
         """End the connection, whether it lives or is being opened. Idempotent; never raises."""
@@ -156,9 +160,9 @@ class Link:
             self.ignore(delivery, exc)
 
     def _came_back(self, delivery: Delivery) -> None:
-        if delivery.payload not in self._canaries:
-            raise WireError("That is no canary of ours.")
         with self.changed:
+            if delivery.payload not in self._canaries:
+                raise WireError("That is no canary of ours.")
             self._canaries[delivery.payload] = True
             self.changed.notify_all()
 

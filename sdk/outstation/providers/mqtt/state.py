@@ -79,10 +79,11 @@ class MqttDesired:
         self._state = state
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: Desired | None = None  # what came last; None = nothing has, on any connection
+        self._known: Desired | None = None  # what came last; None = nothing has, on this connection
         self._flaw = ""  # why what came last is no desired state
         self._watchers: dict[object, tuple[Callable[[Desired], None], Desired | None]] = {}
         link.hearers["desired"] = self._hear
+        link.on_fresh = self._forget
         state.deliver = self._deliver
 
     def current(self, timeout: float) -> Desired:
@@ -121,6 +122,9 @@ class MqttDesired:
             self._flaw = str(exc)
             raise
         self._state.news.set()
+
+    def _forget(self) -> None:
+        self._known, self._flaw = None, ""
 
     def _deliver(self) -> None:
         known = self._known
