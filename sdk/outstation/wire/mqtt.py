@@ -96,6 +96,11 @@ class Connection:
         return self._open and self._ended is None
 
     @property
+    def ended(self) -> LinkError | None:
+        """Why the connection is over; None while it is not."""
+        return self._ended
+
+    @property
     def max_packet_bytes(self) -> int:
         """What the broker takes in one packet, topic and properties included."""
         return self._max_packet_bytes
@@ -217,7 +222,9 @@ class Connection:
 
     def _living(self) -> mqtt5.Client:
         client = self._client
-        if client is None or not self._connected or self._ended is not None:
+        if self._ended is not None:
+            raise self._ended
+        if client is None or not self._connected:
             raise LinkDownError(f"There is no connection to the broker at {self.address}.")
         return client
 

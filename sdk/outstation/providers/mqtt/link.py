@@ -134,7 +134,7 @@ class Link:
             if condition():
                 return
         if not connection.alive:
-            raise LinkDownError(f"The connection to the broker at {connection.address} was lost.")
+            raise connection.ended or LinkDownError(f"The broker at {connection.address} is gone.")
         raise DeadlineError(f"The broker at {connection.address} did not answer in time.")
 
     def _presence(self, *, connected: bool) -> Publication:

@@ -58,7 +58,7 @@ class MqttUplink:
             session = self._session = _Session(connection, listener, pace, self._clock)
         if not connection.alive:  # lost before there was a session to tell
             session.end()
-            raise LinkDownError(f"The connection to the broker at {connection.address} was lost.")
+            raise connection.ended or LinkDownError(f"The broker at {connection.address} is gone again.")
 
     def send(self, message: Message, timeout: float) -> None:
         session = self._alive()
@@ -129,7 +129,8 @@ class MqttUplink:
     def _alive(self) -> _Session:
         session = self._session
         if session is None or not session.alive:
-            raise LinkDownError("There is no connection to the broker.")
+            ended = session.connection.ended if session is not None else None
+            raise ended or LinkDownError("There is no connection to the broker.")
         return session
 
 
@@ -230,7 +231,7 @@ class _Session:
                     )
                 self._changed.wait(wait)
             if not self.alive:
-                raise LinkDownError("The connection to the broker was lost.")
+                raise self.connection.ended or LinkDownError("The uplink was disconnected.")
             self._unconfirmed += 1
         try:
             self.connection.publish(publication, done)
