@@ -40,6 +40,11 @@ class Wishes:
         self._changed = threading.Condition()
         self._closed = False
 
+    @property
+    def revision(self) -> int:
+        """Grows with each change, of whatever station; 0 = nobody has wished anything."""
+        return self._state.revision
+
     def get(self, station: str) -> Desired:
         """The wish for *station*: its own, else that for every station, else an empty one of revision 0."""
         state = self._state

@@ -32,6 +32,7 @@ from outstation_hub.stations import Stations
 
 if TYPE_CHECKING:
     from outstation_hub.enrolment import EnrolmentService
+    from outstation_hub.mqtt import MqttFront
 
 log = logging.getLogger("outstation.hub")
 
@@ -66,6 +67,7 @@ class Hub:
             self.wishes = Wishes(settings.data / "fleet" / "desired.json")
             enrolment, access = _enrolment(settings, clock)
             self._push = PushService(self.inbox, self.stations, access, clock, hello_timeout=settings.hello_timeout)
+            self.mqtt = _mqtt(settings, self.inbox, self.stations, self.wishes, clock)
             fleet = FleetService(self.wishes, self.stations, repository, access)
             sinks = _sinks(settings) if sinks is None else sinks
             for sink in sinks:
@@ -91,7 +93,8 @@ class Hub:
     @property
     def connected(self) -> tuple[str, ...]:
         """The stations that are connected now."""
-        return self._push.connected
+        behind_broker = self.mqtt.connected if self.mqtt else ()
+        return tuple(sorted({*self._push.connected, *behind_broker}))
 
     def start(self) -> None:
         """Take stations at :attr:`address`."""
@@ -101,6 +104,8 @@ class Hub:
         self._server.start()
         if self._enroll_server is not None:
             self._enroll_server.start()
+        if self.mqtt is not None:
+            self.mqtt.start()
 
     def close(self) -> None:
         """End every call, write what has arrived to the sinks if they take it, and let go of the folder. Idempotent."""
@@ -109,6 +114,8 @@ class Hub:
         self._closed = True
         if self._enroll_server is not None:
             self._enroll_server.close(grace=0.5)
+        if self.mqtt is not None:
+            self.mqtt.close()
         self._push.close()
         self.wishes.close()
         self._server.close(grace=0.5)
@@ -195,6 +202,14 @@ def _enroll_server(settings: HubSettings, enrolment: EnrolmentService) -> Server
     hub = Path(settings.authority) / "hub.pem"
     tls = Tls(None, hub, hub)
     return Server([enrolment.open_handler], workers=4, tls=tls, max_message_bytes=64 << 10, name="hubserver-enroll")
+
+
+def _mqtt(settings: HubSettings, inbox: Inbox, stations: Stations, wishes: Wishes, clock: Clock) -> MqttFront | None:
+    if not settings.mqtt_broker:
+        return None
+    from outstation_hub.mqtt import MqttFront  # noqa: PLC0415  awscrt, which a hub without a broker does not need
+
+    return MqttFront(settings, inbox, stations, wishes, clock)
 
 
 def _sinks(settings: HubSettings) -> tuple[Sink, ...]:

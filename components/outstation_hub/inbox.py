@@ -62,6 +62,10 @@ class Counts:
     damaged: int = 0
 
 
+class MissingRecordsError(ProviderUnavailableError):
+    """The message follows another that has not come: taking it would raise the mark over a hole."""
+
+
 class Inbox:
     """Takes blocks. Thread-safe."""
 
@@ -94,9 +98,10 @@ class Inbox:
 
         Returns 0; or, for a part of a block that has not come whole, how many bytes of the block are held in memory,
         and then *done* is not called. Waits while the inbox is full, until *stop* is set (ClosedError). RefusedError:
-        this block will never be taken. ProviderUnavailableError: send it again.
+        this block will never be taken. ProviderUnavailableError: send it again; MissingRecordsError: after what comes
+        before it.
         """
-        key = f"{station}/{message.stream}/{message.epoch:016x}"
+        key = _key(station, message)
         limit = self._max_block_bytes
         if parts.is_part(message.block):
             whole = self._assembled(station, message)
@@ -132,6 +137,10 @@ class Inbox:
         if now >= self._tell_full_at:  # each waiting station comes by five times a second
             self._tell_full_at = now + _TELL_INTERVAL
             log.warning("stations wait, as the inbox takes no more: %s Do the sinks take anything?", exc)
+
+    def follows(self, station: str, message: Message) -> bool:
+        """Whether nothing is missing before *message*: what it follows is taken, settled, or not told."""
+        return _follows(message, self.stream.mark(_key(station, message)))
 
     def forget(self, station: str) -> None:
         """A new connection of *station* begins, and the *stop* of the older one is set: what failed comes again."""
@@ -202,6 +211,8 @@ class Inbox:
         if header.last_sequence <= taken:
             self.counts.duplicates += 1
             return None if earlier is None or earlier.done else earlier
+        if not _follows(message, taken):
+            raise MissingRecordsError(f"What comes after {max(taken, message.settled)} is missing.")
         data = message.block
         if header.first_sequence <= taken:
             data = _trimmed(message, taken)
@@ -223,6 +234,14 @@ class Inbox:
             self._receipts = {k: r for k, r in self._receipts.items() if not r.done or r.error is not None}
             self._sweep_at = 1024 + 2 * len(self._receipts)
         return receipt
+
+
+def _key(station: str, message: Message) -> str:
+    return f"{station}/{message.stream}/{message.epoch:016x}"
+
+
+def _follows(message: Message, taken: int) -> bool:
+    return message.after is None or message.after <= max(taken, message.settled)
 
 
 def _verified(message: Message) -> BlockHeader:

@@ -36,6 +36,17 @@ class HubSettings(Table, frozen=True):
     hello_timeout: Seconds = 10.0  # seconds that a connection may stay silent before it says who it is
     keepalive_interval: Seconds = 7.0
     keepalive_timeout: Seconds = 3.0
+    mqtt_broker: str = ""  # host:port of a broker with stations behind it; "" = none
+    mqtt_prefix: str = "outstation"  # topics begin with PREFIX/STATION/
+    mqtt_group: str = "outstation"  # hubs of one group share what stations send
+    mqtt_client_id: str = ""  # "" = a new one at each start
+    mqtt_ca: str = ""  # who signed the broker's certificate; "" = the authorities this machine trusts
+    mqtt_certificate: str = ""
+    mqtt_key: str = ""
+    mqtt_user: str = ""
+    mqtt_password: str = ""  # "env:NAME" or "file:PATH"
+    mqtt_insecure: bool = False  # plain text to a broker on another machine
+    mqtt_max_message_bytes: Size = 1 << 20  # of one payload; the broker withholds what is larger
 
     @property
     def data(self) -> Path:

@@ -32,6 +32,10 @@ class Stations:
         self._entries = _load(path)
         self._dirty = False
 
+    def knows(self, station: str) -> bool:
+        """Whether *station* was ever seen."""
+        return station in self._entries
+
     def connected(self, station: str, software: str) -> None:
         """*station* has said Hello."""
         self._update(station, software=software[:200])

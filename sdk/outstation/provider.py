@@ -35,6 +35,10 @@ class Message:
     """One block on its way up. ``block`` is the encoded block of :mod:`outstation.wire.block`, never encrypted.
 
     Where the block is larger than a message may be, ``block`` is one part of it (:mod:`outstation.wire.parts`).
+
+    ``after`` and ``settled`` let a far end behind a broker, which may lose or reorder, see a hole: ``after`` is the
+    last sequence number that was sent before this message (whatever lies between was dropped, and the ledger says
+    why), ``settled`` the one through which nothing needs to be sent again. None = the sender makes no claim.
     """
 
     stream: str
@@ -43,6 +47,8 @@ class Message:
     last_sequence: int
     block: bytes
     priority: int = 5
+    after: int | None = None
+    settled: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,23 +75,23 @@ def test_a_block_cut_anew_after_a_restart_begins_anew():
 
 
 def test_what_is_under_way_is_bounded_and_an_idle_sender_makes_room():
-    assembler = parts.Assembler(5000, max_block_bytes=4000)
-    pieces = cut(block(3000), 600)
+    assembler = parts.Assembler(9000, max_block_bytes=6000)
+    pieces = cut(block(5000), 600)
     take(assembler, pieces[0], station="a", now=0.0)
     with pytest.raises(ProviderUnavailableError):
         take(assembler, pieces[0], station="b", now=parts.IDLE_SECONDS - 1)
     assert take(assembler, pieces[0], station="b", now=parts.IDLE_SECONDS + 1) > 0
-    assert assembler.claimed_bytes <= 5000
+    assert assembler.claimed_bytes <= 9000
     assert take(assembler, pieces[1], station="a", now=parts.IDLE_SECONDS + 1) == 0  # it begins anew, from the start
-    with pytest.raises(RefusedError, match="4000 are taken"):
-        take(assembler, cut(block(4000), 600)[0], station="c", now=1000.0)
+    with pytest.raises(RefusedError, match="6000 are taken"):
+        take(assembler, cut(block(6000), 600)[0], station="c", now=1000.0)
 
 
 def test_a_station_has_one_block_of_a_stream_under_way():
     assembler = parts.Assembler()
-    take(assembler, cut(block(3000, first=1), 600)[0])
-    take(assembler, cut(block(3000, first=2), 600)[0])
-    assert assembler.claimed_bytes == len(block(3000))
+    take(assembler, cut(block(5000, first=1), 600)[0])
+    take(assembler, cut(block(5000, first=2), 600)[0])
+    assert assembler.claimed_bytes == len(block(5000))
 
 
 @given(st.data())

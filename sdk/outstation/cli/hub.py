@@ -46,6 +46,31 @@ def hub(
         str, typer.Option("--enroll-listen", help="HOST:PORT where devices redeem tokens (needs `hub init`).")
     ] = "",
     insecure: Annotated[bool, typer.Option("--insecure", help="Plain text beyond this machine.")] = False,
+    mqtt_broker: Annotated[
+        str, typer.Option("--mqtt-broker", help="HOST:PORT of an MQTT 5 broker with stations behind it.")
+    ] = "",
+    mqtt_prefix: Annotated[str, typer.Option("--mqtt-prefix", help="What topics begin with.")] = "outstation",
+    mqtt_group: Annotated[
+        str, typer.Option("--mqtt-group", help="Hubs of one group share what stations send.")
+    ] = "outstation",
+    mqtt_client_id: Annotated[str, typer.Option("--mqtt-client-id", help="Else a new one at each start.")] = "",
+    mqtt_ca: Annotated[
+        Path | None, typer.Option("--mqtt-ca", help="Who signed the broker's certificate (PEM).", show_default=False)
+    ] = None,
+    mqtt_cert: Annotated[
+        Path | None, typer.Option("--mqtt-cert", help="The hub's certificate for it (PEM).", show_default=False)
+    ] = None,
+    mqtt_key: Annotated[Path | None, typer.Option("--mqtt-key", help="Its key (PEM).", show_default=False)] = None,
+    mqtt_user: Annotated[
+        str, typer.Option("--mqtt-user", help="The hub's user name, where it has no certificate.")
+    ] = "",
+    mqtt_password: Annotated[str, typer.Option("--mqtt-password", help="env:NAME or file:PATH.")] = "",
+    mqtt_insecure: Annotated[
+        bool, typer.Option("--mqtt-insecure", help="Plain text to a broker on another machine.")
+    ] = False,
+    mqtt_max_message: Annotated[
+        int, typer.Option("--mqtt-max-message", min=1024, help="Bytes that the hub takes in one message.")
+    ] = 1 << 20,
     drain_interval: Annotated[
         float, typer.Option("--drain-interval", min=0.05, help="Seconds between writes of Parquet files.")
     ] = 1.0,
@@ -74,6 +99,17 @@ def hub(
         enroll_listen=enroll_listen,
         insecure=insecure,
         drain_interval=drain_interval,
+        mqtt_broker=mqtt_broker,
+        mqtt_prefix=mqtt_prefix,
+        mqtt_group=mqtt_group,
+        mqtt_client_id=mqtt_client_id,
+        mqtt_ca=_text(mqtt_ca),
+        mqtt_certificate=_text(mqtt_cert),
+        mqtt_key=_text(mqtt_key),
+        mqtt_user=mqtt_user,
+        mqtt_password=mqtt_password,
+        mqtt_insecure=mqtt_insecure,
+        mqtt_max_message_bytes=mqtt_max_message,
     )
     stop = threading.Event()
     stop_on_signals(stop.set)

@@ -34,6 +34,7 @@ class UnderWay:
     """A block that was sent, or of which parts were."""
 
     message: Message  # whole
+    after: int  # the last sequence number that was sent before it
     pieces: int = 0  # messages that it went in
     accepted: int = 0  # of these by the broker
     complete: bool = False  # the last one was sent
@@ -75,14 +76,17 @@ class Lane:
                     self._pending = None
         return self._head
 
-    def sent(self, piece: Piece) -> None:
-        """*piece* is being handed over; noted first, as its acknowledgement may come before that returns."""
+    def sent(self, piece: Piece) -> Message:
+        """*piece* is being handed over, as the message returned; its acknowledgement may come before that is done."""
         self._head = None
         last = piece.whole.last_sequence
-        entry = self.under_way.setdefault(last, UnderWay(piece.whole))
+        entry = self.under_way.get(last)
+        if entry is None:
+            entry = self.under_way[last] = UnderWay(piece.whole, self.sent_through)
         entry.pieces += 1
         entry.complete = piece.is_last
-        self.sent_through = max(self.sent_through, last)
+        self.sent_through = last
+        return replace(piece.message, after=entry.after, settled=self.stream.acknowledged)
 
     def put_back(self, piece: Piece) -> None:
         """*piece* was not handed over after all, and is the next."""
@@ -93,7 +97,7 @@ class Lane:
         entry.complete = False
         if not entry.pieces:
             del self.under_way[last]
-            self.sent_through = piece.whole.first_sequence - 1
+            self.sent_through = entry.after
 
     def forget(self, through: int) -> None:
         """Everything up to *through* is decided."""

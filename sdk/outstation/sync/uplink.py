@@ -199,8 +199,7 @@ class UplinkThread:
 
     def _send(self, lane: Lane, piece: Piece) -> bool:
         """Hand *piece* over; False when the transport had no room for it in time, and it must be sent again."""
-        message = piece.message
-        lane.sent(piece)
+        message = lane.sent(piece)
         try:
             self._provider.uplink.send(message, self._settings.send_timeout)
         except DeadlineError:

@@ -22,6 +22,8 @@ _HEADER = struct.Struct("<4sB3xQQIIIII")
 HEADER_BYTES = _HEADER.size
 # A part smaller than this is mostly header.
 SMALLEST_PART_BYTES = 256
+# An assembly costs something beside its bytes, and a hostile station could begin very many of one byte each.
+SMALLEST_CLAIM_BYTES = 4 << 10
 # A sender that says nothing for this many seconds has lost its link; its bytes may make room for another's.
 IDLE_SECONDS = 60.0
 
@@ -105,7 +107,7 @@ class Assembler:
     @property
     def claimed_bytes(self) -> int:
         """What the blocks under way will take together."""
-        return sum(assembly.total_bytes for assembly in self._under_way.values())
+        return sum(max(SMALLEST_CLAIM_BYTES, assembly.total_bytes) for assembly in self._under_way.values())
 
     def take(self, station: str, stream: str, part: Part, now: float) -> bytes | int:
         """The whole block once its last part has come; until then how many bytes of it are held.
