@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -200,6 +201,17 @@ def test_a_broker_that_is_killed_and_forgets_everything_loses_nothing(tmp_path, 
             wait_until(lambda: not hub.mqtt.failure, 20)
         station.acknowledged()
     assert numbers(hub) == [*range(1, station.written + 1)]
+
+
+def test_a_record_larger_than_the_broker_carries_arrives_in_parts_and_whole(tmp_path, broker, hub):
+    picture = random.Random(1).randbytes(400_000)
+    with StationRig(tmp_path, broker.address, max_message_bytes=20_000) as rig:
+        for payload in (b"before", picture, b"after"):
+            rig.stream.append(payload)
+        rig.buffer.flush()
+        wait_until(lambda: rig.stream.acknowledged == 3, 20)
+    drained(hub)
+    assert [row["payload"] for row in rows(hub.settings.parquet_dir)] == [b"before", picture, b"after"]
 
 
 def test_without_a_hub_the_link_is_down_and_the_records_wait(tmp_path, broker):

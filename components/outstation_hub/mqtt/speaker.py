@@ -37,6 +37,7 @@ class Speaker:
         self._stations = stations
         self._changed = threading.Condition()
         self._through: OrderedDict[tuple[str, str, str], int] = OrderedDict()  # station, stream, epoch
+        self._held: OrderedDict[tuple[str, str, str], Word] = OrderedDict()  # the latest of each says all
         self._words: deque[tuple[str, Word]] = deque(maxlen=MAX_WORDS)
         self._greeted: set[str] = set()  # stations whose desired state is to be looked at
         self._under_way: dict[int, tuple[str, Word]] = {}  # words that the broker has not confirmed, by a number
@@ -51,6 +52,10 @@ class Speaker:
             if word.refused or word.missing:
                 if (station, word) not in self._words:
                     self._words.append((station, word))
+            elif word.held is not None:
+                self._held[station, word.stream, word.epoch] = word
+                if len(self._held) > MAX_ACKNOWLEDGED:
+                    self._held.popitem(last=False)
             else:
                 key = (station, word.stream, word.epoch)
                 self._through[key] = max(word.through, self._through.get(key, 0))
@@ -80,7 +85,7 @@ class Speaker:
             for said, publication in self._next():
                 self._publish(connection, said, publication, stopping)
             with self._changed:
-                if not (self._through or self._words or self._greeted):
+                if not (self._through or self._held or self._words or self._greeted):
                     self._changed.wait(LOOK_INTERVAL)
 
     def _next(self) -> Iterator[tuple[tuple[str, Word] | None, Publication]]:
@@ -88,9 +93,10 @@ class Speaker:
         with self._changed:
             words, self._words = self._words, deque(maxlen=MAX_WORDS)
             through, self._through = self._through, OrderedDict()
+            held, self._held = self._held, OrderedDict()
             greeted, self._greeted = self._greeted, set()
         # Refusals first: an acknowledgement of a later block covers what was refused before it.
-        for station, word in words:
+        for station, word in [*words, *((key[0], word) for key, word in held.items())]:
             yield (station, word), self._word(station, word)
         for (station, stream, epoch), last in through.items():
             word = Word(stream, epoch, last)

@@ -20,7 +20,7 @@ from outstation.errors import (
 from outstation.provider import Message
 from outstation.wire.jsonblock import read_document
 from outstation.wire.mqtt import Delivery
-from outstation.wire.topics import JSON, MAX_REASON, Envelope, Topics, Word, read_word
+from outstation.wire.topics import JSON, MAX_REASON, Envelope, Held, Topics, Word, read_word
 from outstation_hub.inbox import Inbox, MissingRecordsError
 from outstation_hub.mqtt.order import MAX_KEYS, Early, Key, Order
 from outstation_hub.stations import Stations
@@ -100,8 +100,9 @@ class _Arrival:
     def key(self) -> Key:
         return self.station, self.message.stream, self.message.epoch
 
-    def word(self, through: int, *, refused: str = "", missing: str = "") -> Word:
-        return Word(self.message.stream, f"{self.message.epoch:016x}", through, refused[:MAX_REASON], missing)
+    def word(self, through: int, *, refused: str = "", missing: str = "", held_bytes: int = 0) -> Word:
+        held = Held(self.message.last_sequence, held_bytes) if held_bytes else None
+        return Word(self.message.stream, f"{self.message.epoch:016x}", through, refused[:MAX_REASON], missing, held)
 
 
 class Taker:
@@ -211,7 +212,7 @@ class Taker:
         try:
             if arrival.is_json:
                 message = replace(message, block=_block(message, arrival.station))
-            self._inbox.take(arrival.station, message, self._stop, lambda error: self._done(arrival, error))
+            held = self._inbox.take(arrival.station, message, self._stop, lambda error: self._done(arrival, error))
         except MissingRecordsError:
             self._keep(arrival)
             return False
@@ -222,6 +223,9 @@ class Taker:
             self._say(arrival.station, arrival.word(settled, missing=arrival.link))
             arrival.settle()
             return False
+        if held:
+            self._say(arrival.station, arrival.word(settled, held_bytes=held))
+            arrival.settle()
         return True
 
     def _done(self, arrival: _Arrival, error: StorageError | None) -> None:

@@ -130,12 +130,19 @@ def _number(properties: Mapping[str, str], name: str) -> int:
 # -- documents ----------------------------------------------------------------------------------------------------
 
 
+class Held(msgspec.Struct, frozen=True):
+    """How many bytes the far end has in memory of the block that ends at ``last`` and comes in parts."""
+
+    last: Sequence
+    bytes: Sequence
+
+
 class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     """The far end's word on one stream, on the topic ``ack``.
 
     Everything through ``through`` is on the far end's disk; with ``refused``, the message that ends there will never
     be taken, and nothing is said of others; with ``missing``, something before a message of the link of that name
-    has not come, and all that is not acknowledged must be sent again.
+    has not come, and all that is not acknowledged must be sent again; ``held`` makes room for more parts.
     """
 
     stream: str
@@ -143,6 +150,7 @@ class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     through: Sequence
     refused: str = ""
     missing: str = ""
+    held: Held | None = None
 
     @property
     def epoch_number(self) -> int:

@@ -95,8 +95,11 @@ class MqttUplink:
             return
         if word.missing:
             session.missed(word.missing, word.through)
-        else:
-            session.hear(Acknowledgement(word.stream, word.epoch_number, word.through, word.refused))
+            return
+        session.hear(Acknowledgement(word.stream, word.epoch_number, word.through, word.refused))
+        if word.held is not None:
+            key = (word.stream, word.epoch_number)
+            session.listener.acknowledged(Acknowledgement(*key, word.held.last, held_bytes=word.held.bytes))
 
     def _pieces(self, message: Message, largest: int) -> Iterator[_Piece]:
         """*message* as it goes over the wire: as it is, or as JSON in as many pieces as it takes."""
