@@ -33,8 +33,9 @@ PROGRAM, REST, RAW, DIFFERENCE, GAPS, VALUES = range(6)
 # The steps of the program.
 STEP_REST, STEP_COPY, STEP_RAW, STEP_DIFFERENCE, STEP_SPARSE = range(5)
 
+LONG_GAP = 255  # so many unchanged lanes, and more to come: no changed one follows
 WIDTHS = (1, 2, 4, 8)  # bytes of a lane, the part of a tensor that is subtracted as one number
-BLOCK_LANES = 16384  # 16 to 128 KiB: what the arithmetic touches stays in a small processor's cache
+BLOCK_LANES = 8192  # 8 to 64 KiB: what the arithmetic touches stays in a small processor's cache
 MAX_STREAMS = 3 + 3 * sum(WIDTHS)
 # A step takes some ten bytes a tensor of 256 bytes or more; a model with 100,000 tensors is a strange one.
 MAX_PROGRAM_BYTES = 4 << 20
@@ -219,7 +220,7 @@ class _Application:
             if step == STEP_DIFFERENCE:
                 yield _added(old, self._planes(DIFFERENCE, width, count), width)
             elif entries[number]:
-                yield _added(old, self._scattered(width, count, entries[number]), width)
+                yield self._changed(old, width, entries[number])
             else:
                 yield old
 
@@ -230,18 +231,25 @@ class _Application:
             lanes[plane::width] = self._stream(kind, width, plane).read(count)
         return lanes
 
-    def _scattered(self, width: int, count: int, entries: int) -> bytearray:
-        """*count* lanes of which only *entries* are named, by the gaps between them; the others are zero."""
-        if entries > count:
+    def _changed(self, old: bytes, width: int, entries: int) -> bytearray:
+        """*old* with the differences that come next added to some lanes, which are named by the gaps before them."""
+        if entries > 2 * len(old) // width:
             raise DeltaError("The delta names more lanes than a block has.")
-        sums = accumulate(self._stream(GAPS).read(entries))
-        places = [(gaps + index) * width for index, gaps in enumerate(sums)]
-        if places[-1] >= count * width:
+        places = _places(self._stream(GAPS).read(entries))
+        if places and places[-1] >= len(old) // width:
             raise DeltaError("The delta names a lane beyond the end of its block.")
-        lanes = bytearray(count * width)
-        for plane in range(width):
-            for place, value in zip(places, self._stream(VALUES, width, plane).read(entries), strict=True):
-                lanes[place + plane] = value
+        lanes = bytearray(old)
+        if places:
+            found = bytearray(len(places) * width)
+            for plane in range(width):
+                column = old[plane::width]
+                found[plane::width] = bytes([column[place] for place in places])
+            total = _added(found, self._planes(VALUES, width, len(places)), width)
+            for plane in range(width):
+                changed = lanes[plane::width]
+                for place, value in zip(places, total[plane::width], strict=True):
+                    changed[place] = value
+                lanes[plane::width] = changed
         return lanes
 
     def _read_base(self, offset: int, size: int) -> bytes:
@@ -337,6 +345,16 @@ class _Program:
             shift += 7
 
 
+def _places(gaps: bytes) -> list[int]:
+    """Which lanes of a block are changed, in order: after each gap comes one, but not after a long gap."""
+    places: list[int] = []
+    at = 0
+    for run in gaps.split(bytes([LONG_GAP])):
+        places += [index + skipped for index, skipped in enumerate(accumulate(run), at)]
+        at = (places[-1] + 1 if run else at) + LONG_GAP
+    return places
+
+
 @lru_cache(maxsize=8)  # the full block of each width, and the last blocks of the tensors at hand
 def _masks(width: int, lanes: int) -> tuple[int, int, int]:
     """The lowest bit of every lane, the highest, and all but the highest."""
@@ -345,7 +363,7 @@ def _masks(width: int, lanes: int) -> tuple[int, int, int]:
     return lowest, highest, highest - lowest
 
 
-def _added(old: bytes, differences: bytearray, width: int) -> bytes:
+def _added(old: bytes | bytearray, differences: bytearray, width: int) -> bytes:
     """Lanes of *old* plus the signed *differences* (0, -1, 1, -2, ... as 0, 1, 2, 3, ...), each modulo its width.
 
     All lanes are added at once, as two long numbers: the highest bit of each lane is kept out of the sum, so that

@@ -23,6 +23,7 @@ from outstation.models.delta import (
     BLOCK_LANES,
     DIFFERENCE,
     GAPS,
+    LONG_GAP,
     MAX_PREFIX_BYTES,
     MAX_PREFIX_RANGES,
     MAX_PROGRAM_BYTES,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 # More changed numbers than these, and naming each costs more than the differences of all.
 _SPARSE_SHARE = 1 / 8
-_LARGEST_GAP = 256  # that one byte says: it counts from 0, and the place after the gap is one further
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class _Encoding:
 
 
 class _Way:
-    """One way to send a tensor: its step, the planes for the streams, and what they cost by zstd's fastest level."""
+    """One way to send a tensor: its step, the planes for the streams, and what they cost in the quick way."""
 
     name = ""
 
@@ -246,16 +246,13 @@ class _Sparse(_Way):
         previous = np.roll(place, 1)
         previous[np.flatnonzero(np.diff(block, prepend=-1))] = -1  # the first of each block
         gaps = place - previous - 1
-        fillers = gaps // _LARGEST_GAP  # entries that change nothing, for a gap that no byte holds
-        ends = np.cumsum(fillers + 1) - 1
-        bytes_ = np.full(int((fillers + 1).sum()), _LARGEST_GAP - 1, np.uint8)
-        bytes_[ends] = gaps % _LARGEST_GAP
-        values = np.zeros(len(bytes_), coded.dtype)
-        values[ends] = coded[changed]
+        longs = gaps // LONG_GAP
+        bytes_ = np.full(int((longs + 1).sum()), LONG_GAP, np.uint8)
+        bytes_[np.cumsum(longs + 1) - 1] = gaps % LONG_GAP
         blocks = -(-len(coded) // BLOCK_LANES)
-        entries = np.bincount(block, fillers + 1, blocks).astype(int).tolist()
+        entries = np.bincount(block, longs + 1, blocks).astype(int).tolist()
         program = [STEP_SPARSE, coded.itemsize, offset, len(coded), *entries]
-        super().__init__(coded.itemsize, program, {GAPS: [bytes_.tobytes()], VALUES: _planes(values)})
+        super().__init__(coded.itemsize, program, {GAPS: [bytes_.tobytes()], VALUES: _planes(coded[changed])})
 
 
 def zigzag(new: Lanes, old: Lanes) -> Lanes:
