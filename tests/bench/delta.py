@@ -26,9 +26,9 @@ MAKE_SECONDS, MAKE_MB, APPLY_SECONDS, APPLY_MB = 0.33, 101.0, 0.06, 31.0
 ROUNDS = 3
 
 
-def measure(way: str, what: str, base: Path, result: Path, delta: Path, rounds: int) -> dict[str, float]:
+def measure(way: str, what: str, files: tuple[Path, Path, Path], rounds: int) -> dict[str, float]:
     """The best time and the lowest peak of a few rounds: the others measured the machine's other work."""
-    command = [sys.executable, str(PEERS / "delta_peers.py"), way, what, str(base), str(result), str(delta)]
+    command = [sys.executable, str(PEERS / "delta_peers.py"), way, what, *map(str, files)]
     answers = [
         json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(rounds)
     ]
@@ -40,8 +40,8 @@ def column(name: str, base: Path, result: Path, folder: Path, rounds: int) -> It
     for way in delta_peers.WAYS:
         delta, again = folder / "delta", folder / "again"
         # The slow ones are slow by their nature: one round shows it.
-        make = measure(way, "make", base, result, delta, rounds if way == "ours" else 1)
-        apply = measure(way, "apply", base, again, delta, rounds)
+        make = measure(way, "make", (base, result, delta), rounds if way == "ours" else 1)
+        apply = measure(way, "apply", (base, again, delta), rounds)
         if again.read_bytes() != result.read_bytes():
             raise SystemExit(f"{way} gave another file than it was made from ({name}).")
         share = 100 * delta.stat().st_size / result.stat().st_size

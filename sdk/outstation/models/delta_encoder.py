@@ -71,17 +71,23 @@ class DeltaReport:
 
 
 def encode_delta(
-    base: Path, result: Path, delta: Path, *, base_model: Path | None = None, result_model: Path | None = None
+    base: Path,
+    result: Path,
+    delta: Path,
+    *,
+    base_tensors: Sequence[Tensor] | None = None,
+    result_tensors: Sequence[Tensor] | None = None,
 ) -> DeltaReport:
     """Write into *delta* what makes *result* out of *base*: the same files and the same zstd give the same bytes.
 
-    The files are mapped, not read. Where they hold a model's external data, *base_model* and *result_model* are the
-    models, which know where the tensors are. Raises MissingExtraError without numpy, DiskFullError, DiskError.
+    The files are mapped, not read. Their tensors are looked for in them unless they are given, as they must be for
+    external data. Raises MissingExtraError without numpy, DiskFullError, DiskError.
     """
     _numpy()
     with mapped_os_errors(doing="make the delta", path=delta):
         old, new = map_file(base), map_file(result)
-        before, after = tensors_of(base, base_model), tensors_of(result, result_model)
+        before = tensors_of(base) if base_tensors is None else base_tensors
+        after = tensors_of(result) if result_tensors is None else result_tensors
         with _encoded(old, new, before, after) as encoding, delta.open("wb") as file:
             head = (len(old), len(new), hashlib.sha256(old).digest(), hashlib.sha256(new).digest())
             encoding.streams.write(file, head, encoding.prefix())
@@ -91,9 +97,8 @@ def encode_delta(
         return DeltaReport(size, len(new), tuple(encoding.steps), gone)
 
 
-def tensors_of(file: Path, model: Path | None = None) -> list[Tensor]:
-    """The tensors in *file*: an ONNX model, or the external data of *model*. Those beyond its end are left out."""
-    location = "" if model is None else Path(os.path.relpath(file, model.parent)).as_posix()
+def tensors_of(file: Path, model: Path | None = None, location: str = "") -> list[Tensor]:
+    """The tensors in *file*: an ONNX model, or the external data that *model* calls *location*. None beyond its end."""
     size = file.stat().st_size
     return [
         tensor
