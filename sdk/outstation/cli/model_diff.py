@@ -74,6 +74,7 @@ def _summary(found: FileDiff) -> str:
 
     untouched = sum(change.way == "same" for change in found.tensors)
     return (
-        f"whole {found.whole_bytes:,} bytes, zstd -19 {of_whole(found.zstd_bytes)}, delta {of_whole(found.delta_bytes)}; "
+        f"whole {found.whole_bytes:,} bytes, zstd -19 {of_whole(found.zstd_bytes)}, "
+        f"delta {of_whole(found.delta_bytes)}; "
         f"{untouched} of {len(found.tensors)} tensors are the same"
     )

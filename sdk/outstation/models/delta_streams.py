@@ -84,9 +84,11 @@ class Streams:
     def _packed(self, key: Key, prefix: bytes) -> IO[bytes]:
         plain = self._plain[key]
         size = plain.tell()
-        if key[0] in {PROGRAM, REST}:
-            dictionary = zstd.ZstdDict(prefix, is_raw=True).as_prefix if key[0] == REST and prefix else None
-            return self._compressed(plain, _thorough(size, len(prefix)), dictionary)
+        if key[0] == PROGRAM:
+            return self._compressed(plain, _thorough(size, PLANE_WINDOW_LOG))
+        if key[0] == REST:
+            dictionary = zstd.ZstdDict(prefix, is_raw=True).as_prefix if prefix else None
+            return self._compressed(plain, _thorough(size + len(prefix), REST_WINDOW_LOG), dictionary)
         quick = self._compressed(plain, QUICK)
         if quick.tell() > size * _NOISE:
             return quick
@@ -111,7 +113,7 @@ class Streams:
         return self._files.enter_context(tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))
 
 
-def _thorough(size: int, prefix_size: int) -> Mapping[int, int]:
-    """The best level, with a window that reaches over the dictionary and all that comes after it, if that may be."""
-    window_log = min(max((size + prefix_size).bit_length(), 10), REST_WINDOW_LOG)
-    return {_P.compression_level: 19 if size <= _PATIENCE_BYTES else 3, _P.window_log: window_log}
+def _thorough(size: int, most_window_log: int) -> Mapping[int, int]:
+    """The best level, with a window that reaches over all *size* bytes, dictionary included, if that may be."""
+    window_log = min(max(size.bit_length(), 10), most_window_log)  # 10 is the least that zstd has
+    return {_P.compression_level: 19 if size <= 2 * _PATIENCE_BYTES else 3, _P.window_log: window_log}
