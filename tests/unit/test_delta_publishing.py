@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tiny_models
-from delta_parts import sha256
+from delta_parts import external_model, sha256
 from model_parts import UTC, Desk, error_of, flip, run
 from outstation.errors import InvalidInputError
 from outstation.models import publish as publishing
@@ -215,3 +215,15 @@ def test_diff_takes_files_and_says_what_is_new_and_what_is_gone(tmp_path):
     assert sorted(tensor["way"] for tensor in found["tensors"]) == ["gone", "gone", "new", "new"]
     assert isinstance(error_of(lambda: run("diff", "1.0.0", "1.1.0")), InvalidInputError)
     assert isinstance(error_of(lambda: run("diff", "1", "2", "--repository", str(tmp_path))), InvalidInputError)
+
+
+def test_external_data_has_a_delta_by_its_tensors(desk, tmp_path):
+    for step in range(2):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        external_model(folder, {"w": weights(step)})
+        publish(folder, repository=desk.repository, keys=desk.keys, draft=Draft(name="pump", version=f"1.{step}.0"))
+    (delta,) = Repository(desk.repository).deltas("pump", "1.1.0")
+    assert delta.path.endswith("/weights.bin")
+    assert delta.size_bytes < 0.65 * weights(0).nbytes
+    assert problems(desk) == []
