@@ -223,7 +223,7 @@ def rich(tmp_path_factory):
     return place, delta.read_bytes(), net(new)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_changed_byte_gives_the_right_bytes_or_an_error_of_ours(rich, data):
     place, whole, new = rich

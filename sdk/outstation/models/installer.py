@@ -77,7 +77,8 @@ class Installer:
                 )
             pulse()
             if not self.writer.has_blob(file.sha256):
-                saved = self._patch(signed, file, pulse)
+                with mapped_os_errors(doing="take the delta", path=self.writer.directory):
+                    saved = self._patch(signed, file, pulse)
                 self.savings[digest] = self.savings.get(digest, 0) + saved
                 if not saved:
                     self._download(path, signed.source_path, file, pulse)
