@@ -133,12 +133,16 @@ class ModelPhase(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelVersionReport:
-    """One version on one device: its phase, since when, and the reason if it was turned down."""
+    """One version on one device: its phase, since when, and the reason if it was turned down.
+
+    ``saved_bytes`` did not come over the link, because a delta did.
+    """
 
     version: str
     phase: ModelPhase
     since_unix_nano: int = 0
     reason: str = ""
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

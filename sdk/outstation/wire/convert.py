@@ -238,6 +238,7 @@ def _model_report_to_wire(value: ModelReport) -> fleet_pb2.ModelReport:
             phase=version.phase.value,
             since_unix_nano=version.since_unix_nano,
             reason=version.reason,
+            saved_bytes=version.saved_bytes,
         )
         for version in value.versions
     ]
@@ -246,7 +247,7 @@ def _model_report_to_wire(value: ModelReport) -> fleet_pb2.ModelReport:
 
 def _model_report_from_wire(m: fleet_pb2.ModelReport) -> ModelReport:
     versions = tuple(
-        ModelVersionReport(v.version, ModelPhase(v.phase), v.since_unix_nano, v.reason)
+        ModelVersionReport(v.version, ModelPhase(v.phase), v.since_unix_nano, v.reason, v.saved_bytes)
         for v in m.versions
         if v.phase in _MODEL_PHASES  # a phase of a newer station: we have no word for it
     )

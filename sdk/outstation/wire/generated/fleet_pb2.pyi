@@ -68,16 +68,18 @@ class ModelReport(_message.Message):
     def __init__(self, name: _Optional[str] = ..., active: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersionReport, _Mapping]]] = ...) -> None: ...
 
 class ModelVersionReport(_message.Message):
-    __slots__ = ("version", "phase", "since_unix_nano", "reason")
+    __slots__ = ("version", "phase", "since_unix_nano", "reason", "saved_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     SINCE_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     phase: str
     since_unix_nano: int
     reason: str
-    def __init__(self, version: _Optional[str] = ..., phase: _Optional[str] = ..., since_unix_nano: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    saved_bytes: int
+    def __init__(self, version: _Optional[str] = ..., phase: _Optional[str] = ..., since_unix_nano: _Optional[int] = ..., reason: _Optional[str] = ..., saved_bytes: _Optional[int] = ...) -> None: ...
 
 class Link(_message.Message):
     __slots__ = ("state", "since_unix_nano", "reason")
