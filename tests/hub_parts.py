@@ -83,10 +83,10 @@ class HubFarEnd:
 class HubProcess:
     """``outstation hub`` in a process of its own, which may be killed and started again at the same address."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, parquet: bool = True) -> None:
         self.folder = folder
         self.parquet = folder / "parquet"
-        self._arguments = arguments
+        self._arguments = (*(("--parquet", str(self.parquet)) if parquet else ()), *arguments)
         self.address = "127.0.0.1:0"
         self.process: subprocess.Popen[str] | None = None
 
@@ -101,7 +101,7 @@ class HubProcess:
             "--data",
             str(self.folder / "hub"),
         ]
-        command += ["--parquet", str(self.parquet), "--drain-interval", "0.05", *self._arguments]
+        command += ["--drain-interval", "0.05", *self._arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
         line = self.process.stdout.readline()
         assert line.startswith("hub ready on "), line

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from outstation.clock import Clock, SystemClock
 from outstation.durable import make_directories, write_atomically
 from outstation.errors import MissingExtraError
 from outstation.wire.block import Columns, Meta
@@ -50,7 +51,8 @@ class ParquetSink:
 
     name = "parquet"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, clock: Clock = SystemClock(), compact_after: float = 3600.0) -> None:
+        """*compact_after*: seconds after a day's end, and of rest, before its small files are joined."""
         self._folder = folder
         self._made: set[Path] = set()
         self._lock = threading.Lock()

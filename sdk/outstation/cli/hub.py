@@ -10,6 +10,7 @@ import typer
 
 from outstation.cli.process import Verbose, log_to_stderr, say_ready, stop_on_signals
 from outstation.clock import SystemClock
+from outstation.settings import read_toml
 
 app = typer.Typer(invoke_without_command=True)
 Data = Annotated[Path, typer.Option("--data", help="The hub's own folder.")]
@@ -28,6 +29,24 @@ def hub(
         Path | None, typer.Option("--parquet", help="Where Parquet files go; else DATA/parquet.", show_default=False)
     ] = None,
     nats: Annotated[str, typer.Option("--nats", help="URLs of NATS servers; records go to JetStream.")] = "",
+    kafka: Annotated[str, typer.Option("--kafka", help="HOST:PORT of Kafka brokers, with commas between.")] = "",
+    kafka_topic: Annotated[
+        str,
+        typer.Option("--kafka-topic", help="A prefix if it ends with a dot (a topic a stream), else the one topic."),
+    ] = "outstation.",
+    kafka_transactions: Annotated[
+        bool, typer.Option(help="Write each batch and how far the hub is in one transaction.")
+    ] = True,
+    kafka_options: Annotated[
+        Path | None, typer.Option("--kafka-options", help="TOML file of librdkafka's options.", show_default=False)
+    ] = None,
+    otlp: Annotated[str, typer.Option("--otlp", help="A collector: http(s)://HOST:4318 or grpc(s)://HOST:4317.")] = "",
+    otlp_headers: Annotated[
+        Path | None, typer.Option("--otlp-headers", help="TOML file of headers for it.", show_default=False)
+    ] = None,
+    relay: Annotated[
+        str, typer.Option("--relay", help="URLs of NATS servers whose JetStream is the log of many hubs.")
+    ] = "",
     repository: Annotated[
         Path | None, typer.Option("--repository", help="A model repository for stations to read.", show_default=False)
     ] = None,
@@ -65,6 +84,13 @@ def hub(
         data_dir=str(data),
         parquet=_text(parquet),
         nats=nats,
+        kafka=kafka,
+        kafka_topic=kafka_topic,
+        kafka_transactions=kafka_transactions,
+        kafka_options=_texts(kafka_options),
+        otlp=otlp,
+        otlp_headers=_texts(otlp_headers),
+        relay=relay,
         repository=_text(repository),
         certificate=_text(tls_cert),
         key=_text(tls_key),
@@ -86,6 +112,15 @@ def hub(
 
 def _text(path: Path | None) -> str:
     return "" if path is None else str(path)
+
+
+def _texts(path: Path | None) -> dict[str, str]:
+    """A TOML file of names and values; kept out of the command line, where everybody could read a password."""
+    return {} if path is None else {name: _toml_text(value) for name, value in read_toml(path).items()}
+
+
+def _toml_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _authority(data: Path, *, insecure: bool) -> str:
