@@ -41,7 +41,6 @@ class NatsServer:
 
     def messages(self):
         """Every message of the stream: (subject, headers, payload)."""
-
         import nats  # noqa: PLC0415  an extra that most tests do without
 
         async def read():

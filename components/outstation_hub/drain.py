@@ -157,9 +157,7 @@ class Drain:
             elif batch.arrivals:
                 self.sink.write(batch.arrivals)
             self._written = self._clock.time_unix_nano()
-            write_atomically(self._cursor_path, f"{self._inbox.epoch:016x} {batch.through}\n".encode())
-            self._cursor = batch.through
-            self._on_progress()
+            self._confirm(batch.through)
             took = self._clock.monotonic() - began
 
     def _ask_position(self) -> None:
@@ -168,8 +166,14 @@ class Drain:
             through = self.sink.position(self._inbox.epoch)
             if through > self._inbox.last_sequence:
                 raise DiskError(f"The sink {self.sink.name} has more of this inbox than the inbox itself.")
-            self._cursor = max(self._cursor, through)
+            if through > self._cursor:
+                self._confirm(through)
         self._asked = True
+
+    def _confirm(self, through: int) -> None:
+        write_atomically(self._cursor_path, f"{self._inbox.epoch:016x} {through}\n".encode())
+        self._cursor = through
+        self._on_progress()
 
     def _next_batch(self) -> _Batch:
         batch = _Batch()

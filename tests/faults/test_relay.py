@@ -156,7 +156,7 @@ class Balancer:
         except OSError:
             pass
         for end in (source, sink):
-            end.close() if end.fileno() < 0 else self._hang_up(end)
+            self._hang_up(end)
 
     def _hang_up(self, end):
         try:
@@ -269,8 +269,7 @@ def test_a_station_that_floods_waits_and_another_goes_on(server):
 
         def flood():
             try:
-                for n in range(100):
-                    sent.append(take(relay, message(2 + 100 * n, 100), stop))
+                sent.extend(take(relay, message(2 + 100 * n, 100), stop) for n in range(100))
             except ClosedError as exc:
                 ended.append(exc)
 
