@@ -7,6 +7,7 @@ import random
 import shutil
 import socket
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -150,19 +151,15 @@ class Balancer:
         return None
 
     def _pump(self, source, sink):
-        try:
+        with suppress(OSError):
             while data := source.recv(65536):
                 sink.sendall(data)
-        except OSError:
-            pass
         for end in (source, sink):
             self._hang_up(end)
 
     def _hang_up(self, end):
-        try:
+        with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
     def close(self):
         self._hang_up(self._listener)

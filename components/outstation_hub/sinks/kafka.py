@@ -282,7 +282,7 @@ def _last_of(consumer: Any, start: int, identity: str, deadline: float) -> int |
         if message is None:
             continue
         error = message.error()
-        if error is not None and error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  a public code, so named
+        if error is not None and error.code() == KafkaError._PARTITION_EOF:
             return last
         if error is not None:
             raise KafkaException(error)
