@@ -86,7 +86,7 @@ class KafkaSink:
         deadline = time.monotonic() + self._batch_timeout
         try:
             self._produce(self._made({}), arrivals, deadline)
-        except (KafkaException, BufferError, ProviderUnavailableError) as exc:
+        except (KafkaException, ProviderUnavailableError) as exc:
             raise self._given_up(exc) from exc
 
     def close(self) -> None:
@@ -101,7 +101,8 @@ class KafkaSink:
         for arrival in arrivals:
             topic = self._topic + arrival.stream if self._topic.endswith(".") else self._topic
             for record in arrival.columns.records():
-                self._hand_over(producer, topic, arrival, record, on_delivery, deadline)
+                message = _message(arrival, record) | {"on_delivery": on_delivery}
+                self._hand_over(producer, topic, message, deadline)
             if failures:
                 break
         while len(producer) and not failures and time.monotonic() < deadline:
@@ -112,27 +113,12 @@ class KafkaSink:
             raise ProviderUnavailableError(f"no answer for {len(producer)} messages")
 
     @staticmethod
-    def _hand_over(
-        producer: Any, topic: str, arrival: Arrival, record: Record, on_delivery: Any, deadline: float
-    ) -> None:
-        while True:
-            try:
-                producer.produce(
-                    topic,
-                    record.payload,
-                    key=arrival.station.encode(),
-                    # Kafka's timestamps begin in 1970; the header has the whole truth.
-                    timestamp=max(1, record.time_unix_nano // 1_000_000),
-                    headers=_headers(arrival, record),
-                    on_delivery=on_delivery,
-                )
-            except BufferError:  # its queue is full: let some go out
-                if time.monotonic() >= deadline:
-                    raise
-                producer.poll(0.1)
-            else:
-                producer.poll(0)
-                return
+    def _hand_over(producer: Any, topic: str, message: Mapping[str, Any], deadline: float) -> None:
+        while not _queued(producer, topic, message):
+            if time.monotonic() >= deadline:
+                raise ProviderUnavailableError("the queue is full and nothing of it goes out")
+            producer.poll(0.1)
+        producer.poll(0)
 
     # -- the producer --------------------------------------------------------------------------------------------
 
@@ -221,7 +207,7 @@ class TransactionalKafkaSink(KafkaSink):
                     producer.abort_transaction(5.0)
                 raise
             producer.commit_transaction(max(1.0, deadline - time.monotonic()))
-        except (KafkaException, BufferError, ProviderUnavailableError) as exc:
+        except (KafkaException, ProviderUnavailableError) as exc:
             # Perhaps it was committed and only the answer was lost: the drain asks for the position next.
             raise self._given_up(exc) from exc
 
@@ -293,6 +279,24 @@ def _last_of(consumer: Any, start: int, identity: str, deadline: float) -> int |
 
 def _identity(epoch: int) -> str:
     return f"outstation-hub-{epoch:016x}"
+
+
+def _queued(producer: Any, topic: str, message: Mapping[str, Any]) -> bool:
+    try:
+        producer.produce(topic, **message)
+    except BufferError:
+        return False
+    return True
+
+
+def _message(arrival: Arrival, record: Record) -> dict[str, Any]:
+    return {
+        "value": record.payload,
+        "key": arrival.station.encode(),
+        # Kafka's timestamps begin in 1970, and 0 means now; the header has the whole truth.
+        "timestamp": max(1, record.time_unix_nano // 1_000_000),
+        "headers": _headers(arrival, record),
+    }
 
 
 def _headers(arrival: Arrival, record: Record) -> list[tuple[str, bytes]]:
