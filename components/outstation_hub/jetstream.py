@@ -46,8 +46,16 @@ class OvertakenError(Exception):
 class JetStream:
     """The log. Owns a thread with a loop; coroutines run there, the rest is thread-safe."""
 
-    def __init__(self, servers: str, *, stream: str = "OUTSTATION", prefix: str = "outstation") -> None:
+    def __init__(
+        self,
+        servers: str,
+        *,
+        stream: str = "OUTSTATION",
+        prefix: str = "outstation",
+        answer_timeout: float = _ANSWER_TIMEOUT,
+    ) -> None:
         """*servers*: URLs with commas between. Nothing is connected before the first use."""
+        self._answer_timeout = answer_timeout
         self._servers = servers.split(",")
         self._stream = stream
         self._prefix = prefix
@@ -106,7 +114,7 @@ class JetStream:
         headers[Header.EXPECTED_LAST_SUBJECT_SEQUENCE] = str(tip.position)
         try:
             stored = await context.publish(
-                subject, record.payload, timeout=_ANSWER_TIMEOUT, stream=self._stream, headers=headers
+                subject, record.payload, timeout=self._answer_timeout, stream=self._stream, headers=headers
             )
         except APIError as exc:
             if exc.err_code == _WRONG_LAST_SEQUENCE:
@@ -135,7 +143,7 @@ class JetStream:
             error_cb=_quiet,
         )
         self._client = client
-        self._context = client.jetstream(timeout=_ANSWER_TIMEOUT)
+        self._context = client.jetstream(timeout=self._answer_timeout)
         try:
             await self._prepare()
         except BaseException:

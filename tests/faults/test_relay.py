@@ -24,6 +24,8 @@ if shutil.which("nats-server") is None and not os.environ.get("CI"):
 if not os.environ.get("CI"):
     pytest.importorskip("nats")
 
+import nats
+
 from outstation_hub.jetstream import JetStream
 from outstation_hub.relay import Relay
 
@@ -39,7 +41,7 @@ def server(tmp_path):
 @pytest.fixture
 def relays(server):
     """Two relays of one log, as two hubs have them."""
-    made = [Relay(JetStream(server.url), max_block_bytes=1 << 20) for _ in range(2)]
+    made = [Relay(JetStream(server.url, answer_timeout=1.0), max_block_bytes=1 << 20) for _ in range(2)]
     yield made
     for relay in made:
         relay.close()
@@ -177,11 +179,11 @@ def test_a_hub_that_is_killed_for_ever_loses_and_doubles_nothing(server, tmp_pat
     for hub in hubs:
         hub.start()
     balancer = Balancer([hub.address for hub in hubs])
-    total = 2500
+    total = 1200
     stations = [Station(balancer.address, tmp_path, f"press-{n}", 10 * seed + n, total) for n in range(3)]
     for station in stations:
         station.start()
-    wait_until(lambda: min(station.acknowledged for station in stations) > 300, 20)
+    wait_until(lambda: min(station.acknowledged for station in stations) > 200, 20)
     hubs[0].kill()
     for station in stations:
         station.finish(60)
@@ -191,16 +193,12 @@ def test_a_hub_that_is_killed_for_ever_loses_and_doubles_nothing(server, tmp_pat
         assert numbers(server, f"press-{n}") == list(range(1, total + 1))
 
 
-def test_a_half_dead_hub_and_a_new_one_write_the_same_stream_once(relays):
+def test_a_half_dead_hub_and_a_new_one_write_the_same_stream_once(server, relays):
     old, new = relays
     stale = threading.Event()
     fates = [take(old, message(1 + 50 * n, 50), stale) for n in range(8)]
     fates += [take(new, message(1 + 30 * n, 30)) for n in range(14)]
     assert [fate.wait() for fate in fates] == [None] * 22
-
-
-def test_what_two_hubs_wrote_at_once_is_there_once_and_in_order(server, relays):
-    test_a_half_dead_hub_and_a_new_one_write_the_same_stream_once(relays)
     assert numbers(server) == list(range(1, 421))
 
 
@@ -221,17 +219,28 @@ def test_after_a_block_that_failed_the_next_is_not_written_over_the_hole(server,
     assert numbers(server) == list(range(1, 31))
 
 
-def test_blocks_that_wait_behind_one_that_failed_fail_with_it(server, relays):
-    with FlakyLink(f"127.0.0.1:{server.port}") as link:
-        relay = Relay(JetStream(f"nats://{link.address}"), max_block_bytes=1 << 20)
-        assert take(relay, message(1, 10)).wait() is None
-        link.up(latency=0.2)
-        fates = [take(relay, message(11 + 10 * n, 10)) for n in range(3)]
-        link.down()
-        assert all(isinstance(fate.wait(), ProviderUnavailableError) for fate in fates)
-        relay.close()
-    there = numbers(server)
-    assert there == list(range(1, len(there) + 1))
+class Moody(JetStream):
+    """A log that refuses record 15 once, as a server does that is short of room for a moment."""
+
+    refused = False
+
+    async def publish(self, subject, source, record, tip):
+        if record.sequence == 15 and not self.refused:
+            self.refused = True
+            raise nats.errors.TimeoutError
+        return await super().publish(subject, source, record, tip)
+
+
+def test_blocks_that_wait_behind_one_that_failed_fail_with_it(server):
+    relay = Relay(Moody(server.url), max_block_bytes=1 << 20)
+    fates = [take(relay, message(1 + 10 * n, 10)) for n in range(4)]
+    kinds = [type(fate.wait()) for fate in fates]
+    assert kinds == [type(None), *[ProviderUnavailableError] * 3]
+    assert numbers(server) == list(range(1, 15))
+    relay.forget("press-7")
+    assert [take(relay, message(11 + 10 * n, 10)).wait() for n in range(3)] == [None] * 3
+    relay.close()
+    assert numbers(server) == list(range(1, 41))
 
 
 def test_beyond_the_duplicate_window_the_log_itself_knows_what_it_has(server):

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -180,8 +179,7 @@ def test_brokers_that_stand_still_delay_and_lose_nothing(cluster, tmp_path):
         drained(hub)
         cluster.pause()
         send(hub, tmp_path, 201, 200)  # stations do not notice
-        threading.Event().wait(1.0)
-        assert hub.drains[0].lag
+        assert hub.drains[0].lag  # and cannot fall now
         cluster.go_on()
         drained(hub)
     assert numbers(cluster.messages("outstation.events")) == list(range(1, 401))

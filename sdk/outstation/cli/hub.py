@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -116,11 +117,16 @@ def _text(path: Path | None) -> str:
 
 def _texts(path: Path | None) -> dict[str, str]:
     """A TOML file of names and values; kept out of the command line, where everybody could read a password."""
-    return {} if path is None else {name: _toml_text(value) for name, value in read_toml(path).items()}
+    return {} if path is None else dict(_flat(read_toml(path)))
 
 
-def _toml_text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _flat(table: Mapping[str, object], trail: str = "") -> Iterator[tuple[str, str]]:
+    """Names with dots, which TOML reads as tables unless they are quoted."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{trail}{name}.")
+        else:
+            yield f"{trail}{name}", str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _authority(data: Path, *, insecure: bool) -> str:
