@@ -147,7 +147,7 @@ class Drain:
             began = self._clock.monotonic()
             batch = self._next_batch()
             if not batch.through:
-                if isinstance(self.sink, Tidies):
+                if isinstance(self.sink, Tidies) and not self._stopping.is_set():
                     self.sink.tidy()
                 return took
             for record, reason in batch.damaged:
@@ -165,7 +165,10 @@ class Drain:
         if not self._asked and isinstance(self.sink, KeepsPosition):
             through = self.sink.position(self._inbox.epoch)
             if through > self._inbox.last_sequence:
-                raise DiskError(f"The sink {self.sink.name} has more of this inbox than the inbox itself.")
+                raise DiskError(
+                    f"The sink {self.sink.name} has more of this inbox than the inbox itself.",
+                    hint="Was it put back from a copy? Move DATA/inbox away; a new one is made.",
+                )
             if through > self._cursor:
                 self._confirm(through)
         self._asked = True

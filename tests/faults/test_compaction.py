@@ -159,6 +159,21 @@ def test_as_long_as_another_hub_writes_there_nothing_is_replaced(tmp_path):
     assert len(files(tmp_path)) == 7
 
 
+def test_a_hub_that_died_may_write_its_last_batch_again_whoever_else_writes_there(tmp_path):
+    batch = [arrival(1, 10, station="press-9")]
+    filled(tmp_path)
+    killed = ParquetSink(tmp_path, owner="b")
+    killed.write(batch)
+    killed.write([arrival(11, 10, station="press-9")])
+    killed.close()  # as a kill does: the lock is free, and no cursor says that this was written
+    compacted(tmp_path)
+    again = ParquetSink(tmp_path, owner="b")
+    again.write([arrival(11, 10, station="press-9")])
+    again.close()
+    assert found(tmp_path, "press-9") == list(range(1, 21))
+    assert len(files(tmp_path)) == 38
+
+
 @pytest.mark.parametrize(
     ("point", "times"), [("joined", 1), ("joined", 3), ("built", 1), ("built", 2), ("exchanged", 1), ("exchanged", 2)]
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import socket
 import threading
@@ -11,9 +10,9 @@ from contextlib import suppress
 
 import pytest
 
-from hub_parts import HubProcess, hub_provider, hub_settings
+from hub_parts import HubProcess, Station, hub_provider, hub_settings
 from nats_parts import NatsServer
-from outstation.errors import ClosedError, LinkError, ProviderUnavailableError
+from outstation.errors import ClosedError, ProviderUnavailableError
 from outstation.testing import FlakyLink
 from outstation.testing.contract import Ear, message
 from outstation_hub import Hub
@@ -72,46 +71,6 @@ def take(relay, sent, stop=None, station="press-7"):
 def numbers(server, station="press-7", epoch=7):
     mine = f"outstation.{station}.events.{epoch:016x}"
     return [int(headers["Outstation-Sequence"]) for subject, headers, _ in server.messages() if subject == mine]
-
-
-class Station(threading.Thread):
-    """Pushes records 1 to *total* through *link* and sends again what was not confirmed, with borders of its own."""
-
-    def __init__(self, address, state_dir, name, seed, total):
-        super().__init__()
-        self.dice = random.Random(seed)
-        self.provider = hub_provider(address, state_dir, station=name, keepalive_interval=0.5, keepalive_timeout=0.5)
-        self.acknowledged = 0
-        self.total = total
-        self.stopping = threading.Event()
-
-    def run(self):
-        while self.acknowledged < self.total and not self.stopping.is_set():
-            try:
-                self._once()
-            except LinkError:
-                self.stopping.wait(0.02)
-            self.provider.uplink.disconnect()
-
-    def _once(self):
-        ear = Ear()
-        self.provider.uplink.connect(ear.listener, 2)
-        sent = self.acknowledged
-        while self.acknowledged < self.total and not ear.losses and not self.stopping.is_set():
-            if sent < self.total and sent - self.acknowledged < 300:
-                count = min(self.dice.randint(1, 40), self.total - sent)
-                self.provider.uplink.send(message(sent + 1, count), 1)
-                sent += count
-            else:
-                self.stopping.wait(0.005)
-            self.acknowledged = max(self.acknowledged, ear.through("events"))
-
-    def finish(self, timeout):
-        self.join(timeout)
-        self.stopping.set()
-        self.join()
-        self.provider.close()
-        assert self.acknowledged == self.total
 
 
 class Balancer:
@@ -180,9 +139,9 @@ def test_a_hub_that_is_killed_for_ever_loses_and_doubles_nothing(server, tmp_pat
         hub.start()
     balancer = Balancer([hub.address for hub in hubs])
     total = 1200
-    stations = [Station(balancer.address, tmp_path, f"press-{n}", 10 * seed + n, total) for n in range(3)]
+    stations = [Station(balancer.address, tmp_path, f"press-{n}", 10 * seed + n) for n in range(3)]
     for station in stations:
-        station.start()
+        station.start(total)
     wait_until(lambda: min(station.acknowledged for station in stations) > 200, 20)
     hubs[0].kill()
     for station in stations:

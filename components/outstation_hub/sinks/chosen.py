@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from contextlib import ExitStack
 
 from outstation.clock import Clock
+from outstation.durable import make_directories, write_atomically
+from outstation.errors import mapped_os_errors
 from outstation_hub.settings import HubSettings
 from outstation_hub.sinks import Sink
 
@@ -24,7 +27,13 @@ def made_sinks(settings: HubSettings, clock: Clock) -> tuple[Sink, ...]:
 def _parquet(settings: HubSettings, clock: Clock) -> Sink:
     from outstation_hub.sinks.parquet import ParquetSink  # noqa: PLC0415
 
-    return ParquetSink(settings.parquet_dir, clock=clock, compact_after=settings.compact_after)
+    owner = settings.data / "sinks" / "parquet.id"
+    if not owner.exists():
+        make_directories(owner.parent)
+        write_atomically(owner, secrets.token_hex(8).encode())
+    with mapped_os_errors(doing="read the name of the sink", path=owner):
+        name = owner.read_text()
+    return ParquetSink(settings.parquet_dir, clock=clock, compact_after=settings.compact_after, owner=name)
 
 
 def _nats(settings: HubSettings, _: Clock) -> Sink:

@@ -45,21 +45,34 @@ _GROUP_ROWS = 128 << 10
 _GROUP_BYTES = 32 << 20
 # Seconds between looks for a day to compact; a look lists every day's folder.
 _LOOK_INTERVAL = 60.0
+# Of names in the lock file that are looked at; two are as good as any number.
+_MAX_OWNERS_BYTES = 64 << 10
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 class Compaction:
     """Housekeeping of one Parquet folder. Used by the one thread that writes there.
 
-    Another hub may write to the same folder: each holds a shared lock, and as long as there are two nothing is
-    compacted, since a file that comes into a folder while it is replaced would be lost.
+    Another hub may write to the same folder. Each holds a shared lock, since a file that comes into a folder while
+    it is replaced would be lost; and each leaves its name in the lock file, since a hub that was killed may write its
+    last batch again, and must find the files of it as they were. As soon as there are two names, nothing is compacted.
     """
 
     def __init__(
-        self, root: Path, clock: Clock, after: float, *, reached: Callable[[str], None] = lambda point: None
+        self,
+        root: Path,
+        clock: Clock,
+        after: float,
+        *,
+        owner: str = "-",
+        reached: Callable[[str], None] = lambda point: None,
     ) -> None:
-        """*after*: seconds after a day's end, and since the folder last changed. *reached* is told each step."""
+        """*after*: seconds after a day's end, and since the folder last changed.
+
+        *owner*: one word, the same from start to start, that names who feeds the sink. *reached* is told each step.
+        """
         self._root = root
+        self._owner = owner
         self._clock = clock
         self._after = after
         self._reached = reached
@@ -78,8 +91,14 @@ class Compaction:
             return
         make_directories(self._root)
         with mapped_os_errors(doing="lock the folder of Parquet files", path=self._root):
-            self._lock = os.open(self._root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-            if self._alone():
+            self._lock = os.open(self._root / LOCK, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            if self._owner not in self._owners():
+                os.write(self._lock, f"{self._owner}\n".encode())
+                os.fsync(self._lock)
+                FILES.sync_directory(self._root)
+            if len(self._owners()) > 1:
+                log.warning("several hubs have written to %s: its small files stay as they are", self._root)
+            if self._locked():
                 shutil.rmtree(self._root / SCRATCH, ignore_errors=True)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
@@ -117,7 +136,7 @@ class Compaction:
 
     def _next_day(self) -> Path | None:
         now = self._clock.monotonic()
-        if self._able and not self._days and now >= self._look_at:
+        if self._able and not self._days and now >= self._look_at and len(self._owners()) == 1:
             self._look_at = now + _LOOK_INTERVAL
             self._days.extend(day for day in sorted(self._root.glob("stream=*/day=*")) if self._is_due(day))
         return self._days.popleft() if self._days else None
@@ -166,7 +185,7 @@ class Compaction:
         written, joined = changed
         if _listing(day) != before:
             return  # late records have come meanwhile: another time
-        if not self._alone():
+        if len(self._owners()) > 1 or not self._locked():
             log.info("%s is not compacted: another hub writes there", day)
             return
         with mapped_os_errors(doing="compact a day", path=day):
@@ -201,8 +220,13 @@ class Compaction:
         FILES.sync_directory(day.parent)
         FILES.sync_directory(scratch.parent)
 
-    def _alone(self) -> bool:
-        """Whether no other hub writes here; then the lock is exclusive until it is made shared again."""
+    def _owners(self) -> set[str]:
+        """Who has ever written here."""
+        assert self._lock is not None
+        return set(os.pread(self._lock, _MAX_OWNERS_BYTES, 0).decode("utf-8", "replace").split())
+
+    def _locked(self) -> bool:
+        """Whether no other hub is open here; then the lock is exclusive until it is made shared again."""
         assert self._lock is not None
         with suppress(BlockingIOError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

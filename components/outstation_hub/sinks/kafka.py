@@ -45,7 +45,9 @@ except ImportError as exc:
 log = logging.getLogger("outstation.hub")
 
 # Seconds for one batch; brokers that take longer are as good as away, and the batch comes again.
-_BATCH_TIMEOUT = 60.0
+_BATCH_TIMEOUT = 30.0
+# Seconds for a question to the brokers; a hub that is told to stop waits for it once more.
+_ANSWER_TIMEOUT = 10.0
 # Bytes of a batch that librdkafka holds beside the batch itself; what is over waits in `produce`.
 _QUEUE_KILOBYTES = 32 << 10
 # How far back from its end the topic of positions is read, in steps: the last one is nearly always near.
@@ -172,16 +174,7 @@ class TransactionalKafkaSink(KafkaSink):
     from the inbox's epoch, so a hub that is started again ends what it left open, and a new inbox begins anew.
     """
 
-    def __init__(
-        self,
-        servers: str,
-        *,
-        topic: str = "outstation.",
-        options: Mapping[str, str] | None = None,
-        batch_timeout: float = _BATCH_TIMEOUT,
-    ) -> None:
-        super().__init__(servers, topic=topic, options=options, batch_timeout=batch_timeout)
-        self._epoch: int | None = None
+    _epoch: int | None = None  # of the inbox that the present producer is for
 
     def position(self, epoch: int) -> int:
         """The last number of the inbox *epoch* that is committed. Ends a transaction that was left open."""
@@ -217,11 +210,11 @@ class TransactionalKafkaSink(KafkaSink):
             more = {
                 "transactional.id": _identity(epoch),
                 # A hub that hangs for longer is cut off, so that readers need not wait for it.
-                "transaction.timeout.ms": round(1000 * self._batch_timeout),
+                "transaction.timeout.ms": round(2000 * self._batch_timeout),
             }
             producer = self._made(more)
             self._epoch = epoch
-            producer.init_transactions(self._batch_timeout)
+            producer.init_transactions(min(_ANSWER_TIMEOUT, self._batch_timeout))
         return self._producer
 
     def _reading(self) -> dict[str, Any]:
@@ -241,12 +234,12 @@ class TransactionalKafkaSink(KafkaSink):
 
 def _read_position(config: dict[str, Any], producer: Any, identity: str, timeout: float) -> int:
     # A producer's question makes the topic where brokers allow that; a consumer's does not.
-    found = producer.list_topics(POSITIONS, timeout=min(10.0, timeout)).topics[POSITIONS]
+    found = producer.list_topics(POSITIONS, timeout=min(_ANSWER_TIMEOUT, timeout)).topics[POSITIONS]
     if found.error is not None and found.error.code() != KafkaError.LEADER_NOT_AVAILABLE:
         raise KafkaException(found.error)
     consumer = Consumer(config)
     try:
-        low, high = consumer.get_watermark_offsets(TopicPartition(POSITIONS, 0), timeout=min(10.0, timeout))
+        low, high = consumer.get_watermark_offsets(TopicPartition(POSITIONS, 0), timeout=min(_ANSWER_TIMEOUT, timeout))
         for back in _LOOK_BACK:
             start = OFFSET_BEGINNING if back is None or high - back <= low else high - back
             last = _last_of(consumer, start, identity, time.monotonic() + timeout)

@@ -55,12 +55,17 @@ class ParquetSink:
 
     name = "parquet"
 
-    def __init__(self, folder: Path, *, clock: Clock = SystemClock(), compact_after: float = 3600.0) -> None:
-        """*compact_after*: seconds after a day's end, and of rest, before its small files are joined."""
+    def __init__(
+        self, folder: Path, *, clock: Clock = SystemClock(), compact_after: float = 3600.0, owner: str = "-"
+    ) -> None:
+        """*compact_after*: seconds after a day's end, and of rest, before its small files are joined.
+
+        *owner*: one word that names who feeds this sink; files of a folder with several owners are not joined.
+        """
         self._folder = folder
         self._clock = clock
         self._made: set[Path] = set()
-        self._compaction = Compaction(folder, clock, compact_after)
+        self._compaction = Compaction(folder, clock, compact_after, owner=owner)
 
     def write(self, arrivals: Sequence[Arrival]) -> None:
         self._compaction.open()

@@ -69,6 +69,9 @@ def hub(
     drain_interval: Annotated[
         float, typer.Option("--drain-interval", min=0.05, help="Seconds between writes of Parquet files.")
     ] = 1.0,
+    compact_after: Annotated[
+        float, typer.Option("--compact-after", min=1.0, help="Seconds after a day before its Parquet files are joined.")
+    ] = 3600.0,
     verbose: Verbose = False,
 ) -> None:
     """Take records from stations until SIGTERM, write them to Parquet files, and serve desired state and models.
@@ -101,6 +104,7 @@ def hub(
         enroll_listen=enroll_listen,
         insecure=insecure,
         drain_interval=drain_interval,
+        compact_after=compact_after,
     )
     stop = threading.Event()
     stop_on_signals(stop.set)
