@@ -11,28 +11,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from outstation.buffer import Buffer
+from outstation._version import __version__
 from outstation.clock import Clock, SystemClock
 from outstation.durable import make_directories
 from outstation.errors import OutstationError, SettingsError
-from outstation.settings import BufferSettings, StreamSettings
-from outstation.types import WhenFull
 from outstation.wire.channel import Keepalive, Tls
+from outstation.wire.messages import HubStatus, SinkStatus
 from outstation.wire.services import Server
 from outstation_hub.access import Access
+from outstation_hub.backlog import Backlog
 from outstation_hub.drain import Drain
 from outstation_hub.fleet import FleetService, Wishes
-from outstation_hub.inbox import INBOX, Inbox
+from outstation_hub.inbox import Inbox, Log
 from outstation_hub.push import PushService
 from outstation_hub.repository import Repository
-from outstation_hub.room import DiskRoom
 from outstation_hub.settings import HubSettings
 from outstation_hub.sinks import Sink
+from outstation_hub.sinks.chosen import made_sinks
 from outstation_hub.stations import Stations
+from outstation_hub.status import StatusService
 
 if TYPE_CHECKING:
     from outstation_hub.enrolment import EnrolmentService
     from outstation_hub.mqtt import MqttFront
+    from outstation_hub.relay import Relay
 
 log = logging.getLogger("outstation.hub")
 
@@ -59,22 +61,24 @@ class Hub:
         make_directories(settings.data / "fleet")
         repository = Repository(Path(settings.repository)) if settings.repository else None
         with ExitStack() as undo:  # what a failure below must not leave behind
-            self._buffer = Buffer.open(settings.data / INBOX, _buffer_settings(settings), clock=clock)
-            undo.callback(self._buffer.close)
-            room = DiskRoom(settings.data, settings.min_free_disk_bytes, clock)
-            self.inbox = Inbox(self._buffer, clock, max_block_bytes=settings.max_message_bytes, has_room=room.take)
+            self._relay = _relay(settings)
+            self._backlog: Backlog | None = None
+            self.inbox: Log
+            if self._relay is not None:
+                self.inbox = self._relay
+            else:
+                self._backlog = Backlog(settings, made_sinks(settings, clock) if sinks is None else sinks, clock)
+                self.inbox = self._backlog.inbox
+            undo.callback(self._let_go)
             self.stations = Stations(settings.data / "fleet" / "stations.json", clock)
             self.wishes = Wishes(settings.data / "fleet" / "desired.json")
             enrolment, access = _enrolment(settings, clock)
             self._push = PushService(self.inbox, self.stations, access, clock, hello_timeout=settings.hello_timeout)
             self.mqtt = _mqtt(settings, self.inbox, self.stations, self.wishes, clock)
             fleet = FleetService(self.wishes, self.stations, repository, access)
-            sinks = _sinks(settings) if sinks is None else sinks
-            for sink in sinks:
-                undo.callback(sink.close)
-            self.drains = tuple(map(self._drain, sinks))
+            status = StatusService(self._status, access)
             self._server = Server(
-                [self._push.handler, fleet.handler, *([enrolment.handler] if enrolment else [])],
+                [self._push.handler, fleet.handler, status.handler, *([enrolment.handler] if enrolment else [])],
                 workers=2 * settings.max_stations + _SHORT_CALLS,  # each station holds a Push and a watch
                 tls=tls,
                 max_message_bytes=settings.max_message_bytes + (64 << 10),
@@ -91,6 +95,11 @@ class Hub:
         self._saver = threading.Thread(target=self._save, name="outstation-hubserver-saver", daemon=True)
 
     @property
+    def drains(self) -> tuple[Drain, ...]:
+        """From the inbox to each sink; none when this hub relays."""
+        return () if self._backlog is None else self._backlog.drains
+
+    @property
     def connected(self) -> tuple[str, ...]:
         """The stations that are connected now."""
         behind_broker = self.mqtt.connected if self.mqtt else ()
@@ -98,8 +107,8 @@ class Hub:
 
     def start(self) -> None:
         """Take stations at :attr:`address`."""
-        for drain in self.drains:
-            drain.start()
+        if self._backlog is not None:
+            self._backlog.start()
         self._saver.start()
         self._server.start()
         if self._enroll_server is not None:
@@ -123,9 +132,7 @@ class Hub:
         self._stopping.set()
         if self._saver.is_alive():
             self._saver.join()
-        for drain in self.drains:
-            drain.close()
-        self._buffer.close()
+        self._let_go()
 
     def __enter__(self) -> Hub:
         self.start()
@@ -137,22 +144,28 @@ class Hub:
         self.close()
         return False
 
-    def _drain(self, sink: Sink) -> Drain:
-        return Drain(
-            self.inbox.stream,
-            sink,
-            self.settings.data / "sinks",
-            self._clock,
-            interval=self.settings.drain_interval,
-            batch_bytes=self.settings.batch_bytes,
-            on_progress=self._progressed,
-        )
+    def _let_go(self) -> None:
+        if self._backlog is not None:
+            self._backlog.close()
+        if self._relay is not None:
+            self._relay.close()
 
-    def _progressed(self) -> None:
-        """Free the inbox through what every sink has; each sink's own cursor is on the disk already."""
-        through = min(drain.cursor for drain in self.drains)
-        if through > self.inbox.stream.acknowledged:
-            self.inbox.stream.acknowledge(through)
+    def _status(self) -> HubStatus:
+        if self._relay is None:
+            sinks = tuple(drain.status for drain in self.drains)
+        else:
+            sinks = (SinkStatus("relay", self._relay.blocks_under_way, failure=self._relay.failure),)
+        counts = self.inbox.counts
+        return HubStatus(
+            f"outstation-hub {__version__}",
+            len(self.connected),
+            counts.blocks,
+            counts.records,
+            counts.duplicates,
+            counts.refused,
+            counts.damaged,
+            sinks,
+        )
 
     def _save(self) -> None:
         while True:
@@ -163,21 +176,6 @@ class Hub:
                 log.warning("the list of stations could not be saved: %s", exc)
             if stopping:
                 return
-
-
-def _buffer_settings(settings: HubSettings) -> BufferSettings:
-    # Blocks arrive compressed: the cheapest level finds that out and stores them as they are.
-    inbox = StreamSettings(when_full=WhenFull.REJECT, max_bytes=settings.inbox_bytes)
-    return BufferSettings(
-        max_bytes=settings.inbox_bytes + (1 << 30),
-        min_free_disk_bytes=settings.min_free_disk_bytes // 2,  # DiskRoom stops the stations before
-        group_interval=settings.group_interval,
-        block_bytes=1 << 20,
-        # Only whole segments are freed, so there must be many of them; and a file each few seconds, not each moment.
-        segment_bytes=max(1 << 20, min(64 << 20, settings.inbox_bytes // 64)),
-        zstd_level=1,
-        defaults=inbox,
-    )
 
 
 def _enrolment(settings: HubSettings, clock: Clock) -> tuple[EnrolmentService | None, Access]:
@@ -204,23 +202,29 @@ def _enroll_server(settings: HubSettings, enrolment: EnrolmentService) -> Server
     return Server([enrolment.open_handler], workers=4, tls=tls, max_message_bytes=64 << 10, name="hubserver-enroll")
 
 
-def _mqtt(settings: HubSettings, inbox: Inbox, stations: Stations, wishes: Wishes, clock: Clock) -> MqttFront | None:
+def _mqtt(settings: HubSettings, inbox: Log, stations: Stations, wishes: Wishes, clock: Clock) -> MqttFront | None:
     if not settings.mqtt_broker:
         return None
+    if not isinstance(inbox, Inbox):
+        raise SettingsError(
+            "A hub that relays takes no stations from a broker.",
+            hint="Leave --relay away: several hubs may share a broker's messages by --mqtt-group.",
+        )
     from outstation_hub.mqtt import MqttFront  # noqa: PLC0415  awscrt, which a hub without a broker does not need
 
     return MqttFront(settings, inbox, stations, wishes, clock)
 
 
-def _sinks(settings: HubSettings) -> tuple[Sink, ...]:
-    """The sinks that were asked for, each with what it imports; Parquet files when none was."""
-    sinks: list[Sink] = []
-    if settings.nats:
-        from outstation_hub.sinks.nats import NatsSink  # noqa: PLC0415
+def _relay(settings: HubSettings) -> Relay | None:
+    if not settings.relay:
+        return None
+    if settings.sinks:
+        raise SettingsError(
+            f"A hub that relays keeps nothing to feed {settings.sinks[0]} with.",
+            hint="Leave the sinks away, or leave --relay away and keep a log of its own.",
+        )
+    # nats-py, which only this kind of hub needs
+    from outstation_hub.jetstream import JetStream  # noqa: PLC0415
+    from outstation_hub.relay import Relay  # noqa: PLC0415
 
-        sinks.append(NatsSink(settings.nats, stream=settings.nats_stream))
-    if settings.parquet or not sinks:
-        from outstation_hub.sinks.parquet import ParquetSink  # noqa: PLC0415
-
-        sinks.append(ParquetSink(settings.parquet_dir))
-    return tuple(sinks)
+    return Relay(JetStream(settings.relay, stream=settings.nats_stream), max_block_bytes=settings.max_message_bytes)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-import zlib
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import Protocol
 
 from outstation.buffer import Buffer, Receipt
 from outstation.clock import Clock
@@ -21,52 +19,47 @@ from outstation.errors import (
     ClosedError,
     CorruptBlockError,
     InvalidInputError,
+    OutstationError,
     ProviderUnavailableError,
     RefusedError,
     StorageError,
-    UnsupportedVersionError,
     WireError,
 )
 from outstation.provider import Message
-from outstation.types import STREAM_NAME
-from outstation.wire import parts
-from outstation.wire.block import FLAG_ENCRYPTED, HEADER_BYTES, MAGIC, BlockHeader, decode, encode
-from outstation.wire.checks import MAX_RECORD_BYTES
+from outstation.wire.block import BlockHeader, decode, encode
+from outstation_hub.checks import BlockChecks, Counts
 
 log = logging.getLogger("outstation.hub")
 
 INBOX = "inbox"
 BLOCK_TYPE = "application/vnd.outstation.block"
 STATION, STREAM = "station", "stream"
-MAX_SEQUENCE = (1 << 63) - 1
-# A block that arrives damaged may be sound at the station; one that arrives damaged this often is not.
-DAMAGED_TIMES = 3
-# Records larger than a message that are put together at once, and the largest: what the inbox takes as one record.
-PARTS_BYTES = 128 << 20
-LARGEST_BLOCK_BYTES = MAX_RECORD_BYTES - (64 << 10)
-# Damaged blocks that are remembered; more at once means an attack, and forgetting one only costs another try.
-REMEMBERED = 1000
 _ROOM_INTERVAL = 0.2  # seconds between looks for room while the sinks catch up
 _TELL_INTERVAL = 60.0  # seconds between warnings that there is none
 
 
-@dataclass(slots=True)
-class Counts:
-    """What the inbox did since the hub started."""
+class Log(Protocol):
+    """Where blocks go before they are acknowledged: this hub's own disk, or a log that several hubs share."""
 
-    blocks: int = 0
-    records: int = 0
-    duplicates: int = 0
-    trimmed: int = 0
-    refused: int = 0
-    damaged: int = 0
+    @property
+    def counts(self) -> Counts: ...
+
+    def take(
+        self, station: str, message: Message, stop: threading.Event, done: Callable[[OutstationError | None], None]
+    ) -> int:
+        """As :meth:`Inbox.take`."""
+        ...
+
+    def forget(self, station: str) -> None:
+        """As :meth:`Inbox.forget`."""
+        ...
 
 
 class MissingRecordsError(ProviderUnavailableError):
     """The message follows another that has not come: taking it would raise the mark over a hole."""
 
 
-class Inbox:
+class Inbox(BlockChecks):
     """Takes blocks. Thread-safe."""
 
     def __init__(
@@ -78,18 +71,14 @@ class Inbox:
         has_room: Callable[[int], bool] = lambda size_bytes: True,
     ) -> None:
         """*has_room*: whether the disk may take that much more; asked for each block, so it must be cheap."""
+        super().__init__(max_block_bytes, clock)
         self.stream = buffer.stream(INBOX)
-        self.counts = Counts()
-        self._clock = clock
-        self._max_block_bytes = max_block_bytes
         self._has_room = has_room
-        self._lock = threading.Lock()  # the mark is read and the block appended as one step
+        # Under the lock of the checks the mark is read and the block appended as one step.
         # The last receipt of each key; one that is done says nothing that the mark does not, and is swept away.
         self._receipts: dict[str, Receipt] = {}
         self._sweep_at = 1024
         self._tell_full_at = clock.monotonic()
-        self._assembler = parts.Assembler(PARTS_BYTES, max_block_bytes=LARGEST_BLOCK_BYTES)
-        self._damaged: OrderedDict[tuple[str, str, int, int], int] = OrderedDict()
 
     def take(
         self, station: str, message: Message, stop: threading.Event, done: Callable[[StorageError | None], None]
@@ -101,14 +90,11 @@ class Inbox:
         this block will never be taken. ProviderUnavailableError: send it again; MissingRecordsError: after what comes
         before it.
         """
+        whole = self._whole(station, message)
+        if isinstance(whole, int):
+            return whole
+        message, header = whole
         key = _key(station, message)
-        limit = self._max_block_bytes
-        if parts.is_part(message.block):
-            whole = self._assembled(station, message)
-            if isinstance(whole, int):
-                return whole
-            message, limit = replace(message, block=whole), LARGEST_BLOCK_BYTES
-        header = self._checked(station, message, limit)
         while True:
             try:
                 with self._lock:
@@ -148,55 +134,6 @@ class Inbox:
             for key in [key for key in self._receipts if key.startswith(f"{station}/")]:
                 if self._receipts[key].done:
                     del self._receipts[key]
-
-    def _assembled(self, station: str, message: Message) -> bytes | int:
-        """The whole block, if *message* is the last part of it; else how many bytes are held."""
-        try:
-            part = parts.unpack(message.block)
-            if (part.epoch, part.last_sequence) != (message.epoch, message.last_sequence):
-                raise CorruptBlockError("It is not a part of the block that its message names.")
-            with self._lock:
-                return self._assembler.take(station, message.stream, part, self._clock.monotonic())
-        except UnsupportedVersionError as exc:
-            raise RefusedError(f"{exc} This hub is older than the station.") from exc
-        except CorruptBlockError as exc:
-            self._note_damage((station, message.stream, message.epoch, message.first_sequence), exc)
-            raise ProviderUnavailableError(f"A part arrived damaged and must be sent again: {exc}") from exc
-
-    # -- checks --------------------------------------------------------------------------------------------------
-
-    def _checked(self, station: str, message: Message, max_bytes: int) -> BlockHeader:
-        """The header of a block that may be taken."""
-        if STREAM_NAME.fullmatch(message.stream) is None:
-            raise RefusedError(f"{message.stream[:63]!r} is no name of a stream.")
-        data = message.block
-        if len(data) < HEADER_BYTES or data[: len(MAGIC)] != MAGIC:
-            raise RefusedError("There is no block in the message.")
-        if len(data) > max_bytes:
-            raise RefusedError(f"A block of {len(data)} bytes; this hub takes {max_bytes}.")
-        try:
-            header = _verified(message)
-        except UnsupportedVersionError as exc:
-            raise RefusedError(f"{exc} This hub is older than the station.") from exc
-        except CorruptBlockError as exc:
-            self._note_damage((station, message.stream, message.epoch, message.first_sequence), exc)
-            raise ProviderUnavailableError(f"A block arrived damaged and must be sent again: {exc}") from exc
-        if header.flags & FLAG_ENCRYPTED:
-            raise RefusedError("The block is encrypted with a key of the station.")
-        if header.last_sequence > MAX_SEQUENCE:
-            raise RefusedError(f"Sequence numbers end at {MAX_SEQUENCE}.")
-        return header
-
-    def _note_damage(self, block: tuple[str, str, int, int], exc: CorruptBlockError) -> None:
-        with self._lock:
-            self.counts.damaged += 1
-            times = self._damaged.pop(block, 0) + 1
-            if times < DAMAGED_TIMES:
-                self._damaged[block] = times
-                if len(self._damaged) > REMEMBERED:
-                    self._damaged.popitem(last=False)
-                return
-        raise RefusedError(f"The block arrived damaged {times} times: {exc}") from exc
 
     # -- the one step --------------------------------------------------------------------------------------------
 
@@ -242,18 +179,6 @@ def _key(station: str, message: Message) -> str:
 
 def _follows(message: Message, taken: int) -> bool:
     return message.after is None or message.after <= max(taken, message.settled)
-
-
-def _verified(message: Message) -> BlockHeader:
-    header = BlockHeader.unpack(message.block)
-    if header.block_bytes != len(message.block):
-        raise CorruptBlockError(f"It has {len(message.block)} bytes and claims {header.block_bytes}.")
-    if zlib.crc32(memoryview(message.block)[HEADER_BYTES:]) != header.body_crc:
-        raise CorruptBlockError("Its body fails the checksum.")
-    named = (message.epoch, message.first_sequence, message.last_sequence)
-    if named != (header.epoch, header.first_sequence, header.last_sequence):
-        raise CorruptBlockError("It is not the block that its message names.")
-    return header
 
 
 def _trimmed(message: Message, taken: int) -> bytes:

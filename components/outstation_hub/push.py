@@ -24,14 +24,13 @@ from outstation.errors import (
     OutstationError,
     ProviderUnavailableError,
     RefusedError,
-    StorageError,
 )
 from outstation.provider import Acknowledgement, Message
 from outstation.wire import convert
 from outstation.wire.messages import Downward, Hello, Ledgers, Upward, Welcome
 from outstation.wire.services import Caller, handler
 from outstation_hub.access import Access
-from outstation_hub.inbox import Inbox
+from outstation_hub.inbox import Log
 from outstation_hub.stations import Stations
 
 log = logging.getLogger("outstation.hub")
@@ -45,8 +44,8 @@ MAX_REFUSALS = 1000
 class PushService:
     """Serves ``outstation.v1.Sync``. Thread-safe."""
 
-    def __init__(self, inbox: Inbox, stations: Stations, access: Access, clock: Clock, *, hello_timeout: float) -> None:
-        self._inbox = inbox
+    def __init__(self, log_: Log, stations: Stations, access: Access, clock: Clock, *, hello_timeout: float) -> None:
+        self._log = log_
         self._stations = stations
         self._access = access
         self._clock = clock
@@ -135,14 +134,14 @@ class PushService:
             # newest wins: it is alive for certain. Both are told, and neither can harm the other's records.
             log.warning("station %r connected again from %s; the older connection is ended", hello.station, caller.peer)
             older.fail(ProviderUnavailableError(f"Another connection of station {hello.station!r} took over."))
-        self._inbox.forget(hello.station)
+        self._log.forget(hello.station)
         session.welcome(hello.station)
 
     def _take(self, session: Session, message: Message) -> None:
         acknowledgement = Acknowledgement(message.stream, message.epoch, message.last_sequence)
 
-        def done(error: StorageError | None) -> None:
-            # On the commit thread: leave word and return.
+        def done(error: OutstationError | None) -> None:
+            # On the log's thread: leave word and return.
             if error is None:
                 session.acknowledge(acknowledgement)
             else:
@@ -150,11 +149,11 @@ class PushService:
 
         session.expect()
         try:
-            held_bytes = self._inbox.take(session.station, message, session.stop, done)
+            held_bytes = self._log.take(session.station, message, session.stop, done)
             if held_bytes:
                 session.hold(replace(acknowledgement, held_bytes=held_bytes))
         except RefusedError as exc:
-            self._inbox.counts.refused += 1
+            self._log.counts.refused += 1
             log.warning("refused a block of %r: %s", session.station, exc)
             session.refuse(Acknowledgement(message.stream, message.epoch, message.last_sequence, str(exc)[:MAX_REASON]))
 

@@ -18,6 +18,14 @@ class HubSettings(Table, frozen=True):
     parquet: str = ""  # where the Parquet files go; "" = DATA_DIR/parquet, unless there is another sink
     nats: str = ""  # URLs of NATS servers with JetStream, with commas between; "" = none
     nats_stream: str = "OUTSTATION"  # made with the subjects outstation.> when it is missing
+    relay: str = ""  # URLs of NATS servers: this hub is one of many, and JetStream is their log; "" = a log of its own
+    kafka: str = ""  # host:port of Kafka brokers, with commas between; "" = none
+    kafka_topic: str = "outstation."  # a prefix of topics, one a stream, if it ends with a dot; else the one topic
+    kafka_transactions: bool = True  # a batch and how far the sink is in one step; brokers must have transactions
+    kafka_options: dict[str, str] = {}  # librdkafka's own: TLS, SASL, message.max.bytes
+    otlp: str = ""  # where an OpenTelemetry collector is: http(s)://host:4318, or grpc(s)://host:4317; "" = none
+    otlp_headers: dict[str, str] = {}  # sent with each request, such as a token
+    compact_after: Seconds = 3600.0  # seconds after a day's end, and of rest, before its Parquet files are joined
     repository: str = ""  # a model repository that stations may read; "" = none
     certificate: str = ""
     key: str = ""
@@ -55,6 +63,11 @@ class HubSettings(Table, frozen=True):
     @property
     def parquet_dir(self) -> Path:
         return Path(self.parquet) if self.parquet else self.data / "parquet"
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """The names of the sinks that were asked for."""
+        return tuple(name for name in ("parquet", "nats", "kafka", "otlp") if getattr(self, name))
 
     @property
     def tls(self) -> Tls | None:

@@ -181,7 +181,7 @@ def load(
     source = "the settings"
     found = _find(path, environ)
     if found is not None:
-        tree = _read(found)
+        tree = read_toml(found)
         source = str(found)
     _merge(tree, _from_environment(environ))
     _merge(tree, overrides or {})
@@ -219,7 +219,7 @@ def _find(path: Path | str | None, environ: Mapping[str, str]) -> Path | None:
     return next((candidate for candidate in SEARCH_PATH if candidate.is_file()), None)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

@@ -29,8 +29,10 @@ from outstation.wire.messages import (
     EnrollRequest,
     FetchRequest,
     Hello,
+    HubStatus,
     IssuedCertificate,
     Ledgers,
+    SinkStatus,
     StationEntry,
     StationReport,
     Upward,
@@ -329,6 +331,47 @@ LIST_STATIONS: Method[None, tuple[StationEntry, ...]] = Method(
     "/outstation.v1.Fleet/ListStations",
     codec(fleet_pb2.ListStationsRequest, lambda _: fleet_pb2.ListStationsRequest(), lambda _: None),
     codec(fleet_pb2.ListStationsResponse, _stations_to_wire, _stations_from_wire),
+)
+
+
+# -- the hub itself ----------------------------------------------------------------------------------------------
+
+
+def _status_to_wire(value: HubStatus) -> fleet_pb2.HubStatus:
+    return fleet_pb2.HubStatus(
+        software=value.software,
+        connected=value.connected,
+        blocks=value.blocks,
+        records=value.records,
+        duplicates=value.duplicates,
+        refused=value.refused,
+        damaged=value.damaged,
+        sinks=[
+            fleet_pb2.SinkStatus(
+                name=sink.name,
+                waiting_blocks=sink.waiting_blocks,
+                written_unix_nano=sink.written_unix_nano,
+                failure=sink.failure,
+                failing_since_unix_nano=sink.failing_since_unix_nano,
+                set_aside=sink.set_aside,
+            )
+            for sink in value.sinks
+        ],
+    )
+
+
+def _status_from_wire(m: fleet_pb2.HubStatus) -> HubStatus:
+    sinks = tuple(
+        SinkStatus(s.name, s.waiting_blocks, s.written_unix_nano, s.failure, s.failing_since_unix_nano, s.set_aside)
+        for s in m.sinks
+    )
+    return HubStatus(m.software, m.connected, m.blocks, m.records, m.duplicates, m.refused, m.damaged, sinks)
+
+
+GET_STATUS: Method[None, HubStatus] = Method(
+    "/outstation.v1.Hub/GetStatus",
+    codec(fleet_pb2.HubStatusRequest, lambda _: fleet_pb2.HubStatusRequest(), lambda _: None),
+    codec(fleet_pb2.HubStatus, _status_to_wire, _status_from_wire),
 )
 
 

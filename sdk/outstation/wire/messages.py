@@ -69,6 +69,32 @@ class StationEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """One sink of a hub, or the log that several hubs share."""
+
+    name: str
+    waiting_blocks: int = 0
+    written_unix_nano: int = 0  # when it last took a batch; 0 = not since the hub started
+    failure: str = ""  # "" = it takes what comes
+    failing_since_unix_nano: int = 0
+    set_aside: int = 0  # what it will never take; kept beside its cursor
+
+
+@dataclass(frozen=True, slots=True)
+class HubStatus:
+    """How a hub is; counts are since it started."""
+
+    software: str
+    connected: int = 0
+    blocks: int = 0
+    records: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    damaged: int = 0
+    sinks: tuple[SinkStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EnrollRequest:
     """A device asks for its certificate; ``secret`` is empty when it renews with the one it has."""
 

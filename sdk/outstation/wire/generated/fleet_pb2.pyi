@@ -134,3 +134,43 @@ class StationEntry(_message.Message):
     reported: Reported
     last_seen_unix_nano: int
     def __init__(self, station: _Optional[str] = ..., reported: _Optional[_Union[Reported, _Mapping]] = ..., last_seen_unix_nano: _Optional[int] = ...) -> None: ...
+
+class HubStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HubStatus(_message.Message):
+    __slots__ = ("software", "connected", "blocks", "records", "duplicates", "refused", "damaged", "sinks")
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    SINKS_FIELD_NUMBER: _ClassVar[int]
+    software: str
+    connected: int
+    blocks: int
+    records: int
+    duplicates: int
+    refused: int
+    damaged: int
+    sinks: _containers.RepeatedCompositeFieldContainer[SinkStatus]
+    def __init__(self, software: _Optional[str] = ..., connected: _Optional[int] = ..., blocks: _Optional[int] = ..., records: _Optional[int] = ..., duplicates: _Optional[int] = ..., refused: _Optional[int] = ..., damaged: _Optional[int] = ..., sinks: _Optional[_Iterable[_Union[SinkStatus, _Mapping]]] = ...) -> None: ...
+
+class SinkStatus(_message.Message):
+    __slots__ = ("name", "waiting_blocks", "written_unix_nano", "failure", "failing_since_unix_nano", "set_aside")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WAITING_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    FAILING_SINCE_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
+    SET_ASIDE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    waiting_blocks: int
+    written_unix_nano: int
+    failure: str
+    failing_since_unix_nano: int
+    set_aside: int
+    def __init__(self, name: _Optional[str] = ..., waiting_blocks: _Optional[int] = ..., written_unix_nano: _Optional[int] = ..., failure: _Optional[str] = ..., failing_since_unix_nano: _Optional[int] = ..., set_aside: _Optional[int] = ...) -> None: ...
