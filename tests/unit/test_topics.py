@@ -89,3 +89,23 @@ def test_a_pace_never_lets_more_through_than_it_may(per_second, pauses):
 
 def test_no_pace_is_no_wait():
     assert Pace(None).wait(5.0) == 0.0
+
+
+def test_what_is_on_the_wire_stays_as_it_is():
+    """Stations in the field speak this; a change here needs a rule for those that do not know it."""
+    assert (
+        document(Word("events", "00000000000000ff", 5)) == b'{"stream":"events","epoch":"00000000000000ff","through":5}'
+    )
+    assert document(Word("a", "7", 5, refused="no")) == b'{"stream":"a","epoch":"7","through":5,"refused":"no"}'
+    assert document(Word("a", "7", 5, missing="ab")) == b'{"stream":"a","epoch":"7","through":5,"missing":"ab"}'
+    assert document(Presence(True, "x")) == b'{"connected":true,"software":"x"}'
+    assert Envelope(255, 4, 6, 3, 2, "ab").properties() == (
+        ("epoch", "00000000000000ff"),
+        ("first", "4"),
+        ("last", "6"),
+        ("after", "3"),
+        ("settled", "2"),
+        ("link", "ab"),
+    )
+    newer = b'{"stream":"a","epoch":"7","through":5,"of-tomorrow":{}}'
+    assert read_word(newer) == Word("a", "7", 5)

@@ -106,21 +106,26 @@ class MqttFront:
 
     def _connect(self) -> None:
         failures = 0
-        while not self._stopping.is_set():
+        while True:
             connection = self._connection = Connection(self._transport, on_delivery=self._delivered, on_lost=self._lost)
+            if self._stopping.is_set():  # in this order, so that `close` finds this connection or we find its word
+                return
             try:
                 connection.open(self._filters, CONNECT_TIMEOUT, not_own=self._filters[1:2])
-            except (LinkError, ConfigurationError) as exc:
-                failures += 1
-                self._fail(exc)
-            else:
                 failures, self._failure = 0, ""
                 log.info("connected to the broker at %s", connection.address)
                 self._speaker.speak(connection, self._stopping)
+            except (LinkError, ConfigurationError) as exc:
+                failures += 1
+                self._fail(exc)
+            except Exception as exc:
+                # A fault here must not leave every station behind the broker unheard for good.
+                failures += 1
+                log.exception("the hub's side of the broker failed")
+                self._failure = f"{type(exc).__name__}: {exc}"
             connection.close()
-            if not self._stopping.is_set():
-                wait = min(RETRY_CEILING, RETRY_FIRST * 2.0 ** min(failures, 10))
-                self._clock.wait(self._stopping, wait * random.uniform(0.5, 1.0))  # noqa: S311
+            wait = min(RETRY_CEILING, RETRY_FIRST * 2.0 ** min(failures, 10))
+            self._clock.wait(self._stopping, wait * random.uniform(0.5, 1.0))  # noqa: S311
 
     def _fail(self, exc: OutstationError) -> None:
         if str(exc) != self._failure and not self._stopping.is_set():

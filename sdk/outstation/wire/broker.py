@@ -100,21 +100,23 @@ class Broker:
 
 
 class Transport:
-    """The event loop (one native thread) and the TLS context of one owner; its connections come and go."""
+    """The event loop (one native thread, from the first client on) of one owner; its connections come and go."""
 
     def __init__(self, broker: Broker, where: str) -> None:
         """SettingsError when a certificate, a key or a secret cannot be read."""
         self.broker = broker
         credentials = broker.credentials
-        self._password = secret(credentials.password, f"{where}.password") if credentials.password else None
+        self._password = secret(credentials.password, f"{where} password") if credentials.password else None
         if broker.tls:
             _tls_context(credentials, where)  # a wrong file is an error of the settings, not of the first connection
         self._where = where
-        self._group = io.EventLoopGroup(1)
-        self._bootstrap = io.ClientBootstrap(self._group, io.DefaultHostResolver(self._group))
+        self._bootstrap: io.ClientBootstrap | None = None
 
     def client(self, callbacks: Mapping[str, Callable[[Any], None]], will: mqtt5.PublishPacket | None) -> mqtt5.Client:
-        """A client that is not started yet. SettingsError when a certificate can no longer be read."""
+        """A client that is not started yet; one caller at a time. SettingsError when a file can no longer be read."""
+        if self._bootstrap is None:
+            group = io.EventLoopGroup(1)
+            self._bootstrap = io.ClientBootstrap(group, io.DefaultHostResolver(group))
         broker = self.broker
         # Read anew for each connection: a certificate that was renewed meanwhile is used.
         tls = _tls_context(broker.credentials, self._where) if broker.tls else None

@@ -62,7 +62,7 @@ class MqttOptions(Table, frozen=True):
 
 
 class MqttProvider:
-    """The provider ``mqtt``. Thread-safe. Nothing is connected before the first call."""
+    """The provider ``mqtt``. Thread-safe. Nothing is connected, and no thread started, before the first call."""
 
     name = "mqtt"
     artifacts = None
