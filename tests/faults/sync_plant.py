@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import faulthandler
-import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import outstation
 from certificates import Authority
+from faults.sync_process import Process
 from hub_parts import rows, run
 from outstation.agent import AgentClient
-from outstation.cli.main import main
 from outstation.errors import BufferFullError, OutstationError, StorageError
-from outstation.sync import reporting, uplink
 from outstation.testing import FlakyLink
 from support import wait_until
 
 STATION = "press-7"
 DISK_BYTES = 96 << 20  # the hub keeps 64 MiB of it free, so there are 32 to fill
-READY_TIMEOUT = 60.0  # seconds; two busy cores start a process in one
-END_TIMEOUT = 60.0
-# Resident bytes that no process may ever have had: several times what each needs, a fraction of what leaks bring.
-MAX_RESIDENT_BYTES = 400 << 20
 # What a stream may do to its records: "kept" loses none, the others account for what they let go.
 KEPT = {"alarms", "readings", "images"}
 STREAMS = {
@@ -43,89 +36,6 @@ STREAMS = {
     "orders": {"priority": 3, "when_full": "reject", "max_bytes": 128 << 10},
 }
 MAX_MESSAGE_BYTES = 32 << 10
-# Processes are forked from one that has imported what they need: that is most of the time of a start.
-PRELOAD = ["outstation.cli.main", "outstation.providers.hub", "outstation_agent", "outstation_hub.sinks.parquet"]
-
-
-def serve(arguments: tuple[str, ...], log: Path) -> None:
-    """The command line in a process of its own. SIGUSR1 shows where its threads are."""
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    # The account goes up more often, so that a test need not wait for the last one.
-    reporting.REPORT_INTERVAL = uplink.LEDGER_INTERVAL = 0.5
-    sys.argv = ["outstation", *arguments]
-    main()
-
-
-class Process:
-    """One command that may be killed, stopped, and started again."""
-
-    def __init__(self, name: str, folder: Path, *arguments: str) -> None:
-        self.name = name
-        self.arguments = arguments
-        self.peak_bytes = 0  # resident, of all its lives
-        self._folder = folder
-        self._numbers = itertools.count(1)
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOAD)
-        self._process: Any = None
-        self.log = folder / f"{name}.log"
-
-    @property
-    def alive(self) -> bool:
-        return self._process is not None and self._process.is_alive()
-
-    def start(self) -> str:
-        """Its first line, once it has said it. AssertionError with its log if it ends before."""
-        self.log = self._folder / f"{self.name}-{next(self._numbers)}.log"
-        self.log.touch()
-        self._process = self._context.Process(target=serve, args=(self.arguments, self.log), name=self.name)
-        self._process.start()
-        wait_until(lambda: " ready on " in self.log.read_text() or not self.alive, READY_TIMEOUT)
-        self.check()
-        return next(line for line in self.log.read_text().splitlines() if " ready on " in line)
-
-    def check(self) -> None:
-        """That it lives, and that no thread of it has failed."""
-        text = self.log.read_text()
-        assert self.alive, f"{self.name} ended by itself with {self._process.exitcode}:\n{text}"
-        assert "Traceback" not in text, f"{self.name} failed inside:\n{text}"
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        peak = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
-        self.peak_bytes = max(self.peak_bytes, peak)
-        assert self.peak_bytes < MAX_RESIDENT_BYTES, f"{self.name} has {self.peak_bytes >> 20} MiB resident"
-
-    def signal(self, number: int) -> None:
-        os.kill(self._process.pid, number)
-
-    def kill(self) -> None:
-        self.check()
-        self._process.kill()
-        self._process.join()
-
-    def stop(self) -> None:
-        """End it in order."""
-        self.check()
-        self._process.terminate()
-        self._process.join(END_TIMEOUT)
-        assert not self.alive, f"{self.name} did not end:\n{self.told()}"
-        assert self._process.exitcode == 0, f"{self.name} ended with {self._process.exitcode}:\n{self.log.read_text()}"
-        assert "Traceback" not in self.log.read_text(), f"{self.name} failed as it ended:\n{self.log.read_text()}"
-
-    def told(self) -> str:
-        """The end of its log, with where its threads are if it lives."""
-        if self.alive:
-            self.signal(signal.SIGCONT)
-            self.signal(signal.SIGUSR1)
-            self._process.join(0.5)
-        return f"--- {self.log}\n" + "\n".join(self.log.read_text().splitlines()[-200:])
-
-    def close(self) -> None:
-        if self.alive:
-            self._process.kill()
-            self._process.join()
 
 
 class Application:
@@ -187,7 +97,7 @@ class Application:
                 else:
                     self._rested(False)
                     self._burst()
-                    self._pause.wait(self._dice.uniform(0.002, 0.02))
+                    self._pause.wait(self._dice.uniform(0.005, 0.05))
         except BaseException as exc:  # told by check()
             self.failure = exc
         finally:
@@ -242,30 +152,25 @@ class Plant:
         self.has_small_disk = _mounted(self.disk)
         if tls:
             self._issue()
-        self.hub = Process("hub", folder, *self._hub_arguments("127.0.0.1:0"))
+        self.address = f"127.0.0.1:{_free_port()}"  # of the hub, in all its lives
+        self.link = FlakyLink(self.address)
+        self.hub = Process("hub", folder, *self._hub_arguments())
         self.agent = Process("agent", folder, "agent", "--settings", str(folder / "outstation.toml"))
-        self._link: FlakyLink | None = None
-        self.address = ""
+        (folder / "outstation.toml").write_text(self._settings())
         self._clients: list[outstation.Station] = []
         self.applications: list[Application] = []
         self._seed = seed
         self._count = applications
 
     @property
-    def link(self) -> FlakyLink:
-        assert self._link is not None
-        return self._link
-
-    @property
     def processes(self) -> tuple[Process, Process]:
         return self.hub, self.agent
 
     def start(self) -> None:
-        self.address = self.hub.start().rpartition(" ")[2]
-        self.hub.arguments = self._hub_arguments(self.address)  # the same port in its next lives
-        self._link = FlakyLink(self.address)
-        (self.folder / "outstation.toml").write_text(self._settings())
-        self.agent.start()
+        for process in self.processes:
+            process.start()
+        for process in self.processes:
+            process.wait_ready()
         for number in range(self._count):
             if number % 2 == 0:  # two threads to an application
                 self._clients.append(outstation.connect(self.station / "agent.sock", inference="127.0.0.1:1"))
@@ -282,10 +187,9 @@ class Plant:
 
     def fill(self, left_bytes: int) -> None:
         """Leave that much of the hub's disk."""
-        free = shutil.disk_usage(self.disk).free
-        if free > left_bytes:
-            with (self.disk / "filler").open("ab") as file:
-                os.posix_fallocate(file.fileno(), os.path.getsize(self.disk / "filler"), free - left_bytes)
+        with (self.disk / "filler").open("ab") as file, suppress(OSError):  # the hub may take the last page itself
+            while (free := shutil.disk_usage(self.disk).free) > left_bytes:
+                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, max(1, (free - left_bytes) // 2))
 
     @property
     def is_full(self) -> bool:
@@ -303,6 +207,8 @@ class Plant:
                 process.signal(signal.SIGCONT)
             else:
                 process.start()
+        for process in self.processes:
+            process.wait_ready()
 
     def status(self) -> dict[str, Any]:
         """What the station says of its streams: `outstation status --json`, without the seconds of a new command."""
@@ -342,6 +248,7 @@ class Plant:
             self.wiped[name, epoch] = Wiped(taken, ledger["acknowledged"], confirmed.get(name, set()))
         shutil.rmtree(self.station)
         self.agent.start()
+        self.agent.wait_ready()
 
     def finish(self) -> list[dict[str, Any]]:
         """End both processes in order; every row in the sink."""
@@ -362,8 +269,7 @@ class Plant:
                 client.buffer.close(timeout=0.0)  # type: ignore[attr-defined]
             except OutstationError:
                 pass  # a failed run: its agent is gone
-        if self._link is not None:
-            self._link.close()
+        self.link.close()
         if self.has_small_disk:
             subprocess.run(["umount", "--lazy", str(self.disk)], check=True)
 
@@ -374,8 +280,8 @@ class Plant:
             certificate, key = authority.issue(name)
             self._certificates |= {f"{name}.pem": certificate, f"{name}.key": key}
 
-    def _hub_arguments(self, listen: str) -> tuple[str, ...]:
-        arguments = ["hub", "--listen", listen, "--data", str(self.disk / "hub")]
+    def _hub_arguments(self) -> tuple[str, ...]:
+        arguments = ["hub", "--listen", self.address, "--data", str(self.disk / "hub")]
         arguments += ["--parquet", str(self.parquet), "--drain-interval", "0.05"]
         if self._tls:
             arguments += ["--tls-cert", str(self._certificates["hub.pem"]), "--tls-key"]
@@ -412,6 +318,13 @@ class Plant:
         for name, table in tables.items():
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         return "\n".join(lines)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _mounted(folder: Path) -> bool:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from faults.sync_plant import Plant, Process
+from faults.sync_plant import Plant
+from faults.sync_process import Process
 
 STEPS = 6
 # Longer than the keepalive of the plant's link: what is swallowed that long must be noticed.
-LONG, LONG_CHANCE = 2.5, 0.1
+LONG, LONG_CHANCE = 2.0, 0.08
 HEAL_CHANCE = 0.7  # else the fault lasts while the next ones come
 WIPE_CHANCE = 0.25
 REST_TIMEOUT = 60.0  # seconds in which a healed plant must confirm, and send, all it holds
@@ -39,7 +40,7 @@ def drawn(seed: int, *, small_disk: bool, tls: bool) -> list[Step]:
     names = [name for name in FAULTS if (name != "full disk" or small_disk) and (name not in UNSAFE_IN_PLAIN or tls)]
     steps = []
     for name in dice.sample(names, STEPS):
-        seconds = LONG if dice.random() < LONG_CHANCE else dice.uniform(0.05, 0.6)
+        seconds = LONG if dice.random() < LONG_CHANCE else dice.uniform(0.05, 0.4)
         steps.append(Step(name, FAULTS[name].draw(dice), seconds, dice.random() < HEAL_CHANCE))
     if dice.random() < WIPE_CHANCE:
         steps.insert(dice.randint(0, STEPS), Step("wipe", dice.choice(("drained", "undelivered")), 0.3, True))
@@ -96,6 +97,7 @@ def _restart(plant: Plant, how: tuple[str, tuple[str, ...]]) -> None:
         if process is plant.hub and plant.is_full:
             continue  # it starts when there is room again
         process.start()
+        process.wait_ready()
 
 
 def _order(dice: random.Random) -> tuple[str, tuple[str, ...]]:
