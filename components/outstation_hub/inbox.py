@@ -101,6 +101,8 @@ class Inbox:
         if parts.is_part(message.block):
             whole = self._assembled(station, message)
             if isinstance(whole, int):
+                if whole == 0:  # what came before it made room for others; the station waits for a word it cannot have
+                    raise ProviderUnavailableError("The beginning of a block in parts is gone; send it again.")
                 return whole
             message, limit = replace(message, block=whole), LARGEST_BLOCK_BYTES
         header = self._checked(station, message, limit)
