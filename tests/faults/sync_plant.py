@@ -1,4 +1,4 @@
-"""A plant of real processes: applications, an agent, a link that fails on command, a hub with its files on a small disk."""
+"""A plant of real processes: an agent, a link that fails on command, a hub on a small disk; and applications."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import outstation
 from certificates import Authority
 from faults.sync_process import Process
 from hub_parts import rows, run
-from outstation.agent import AgentClient
 from outstation.errors import BufferFullError, OutstationError, StorageError
 from outstation.testing import FlakyLink
 from support import wait_until
@@ -33,6 +32,7 @@ STREAMS = {
     "readings": {"priority": 5, "when_full": "reject"},
     "images": {"priority": 7, "when_full": "reject"},  # some are larger than a message
     "trace": {"priority": 9, "when_full": "drop_oldest", "max_bytes": 128 << 10},
+    "history": {"priority": 8, "when_full": "thin", "max_bytes": 128 << 10},
     "orders": {"priority": 3, "when_full": "reject", "max_bytes": 128 << 10},
 }
 MAX_MESSAGE_BYTES = 32 << 10
@@ -68,11 +68,7 @@ class Application:
             assert self._idle.wait_for(lambda: self._resting or not self._thread.is_alive(), timeout), "no rest"
         self.check()
         for stream, payload, receipt in self._receipts:
-            try:
-                receipt.wait(timeout)
-                self.confirmed[stream].append(payload)
-            except (BufferFullError, StorageError):
-                self.refused[stream].append(payload)
+            (self.confirmed if _is_confirmed(receipt, timeout) else self.refused)[stream].append(payload)
         self._receipts.clear()
 
     def resume(self) -> None:
@@ -98,7 +94,7 @@ class Application:
                     self._rested(False)
                     self._burst()
                     self._pause.wait(self._dice.uniform(0.005, 0.05))
-        except BaseException as exc:  # told by check()
+        except BaseException as exc:  # noqa: BLE001  told by check()
             self.failure = exc
         finally:
             self._rested(True)
@@ -109,7 +105,7 @@ class Application:
             self._idle.notify_all()
 
     def _burst(self) -> None:
-        name = self._dice.choices(list(STREAMS), (1, 6, 1, 3, 3))[0]
+        name = self._dice.choices(list(STREAMS), (1, 6, 1, 3, 3, 3))[0]
         stream = self._station.buffer.stream(name)
         for _ in range(1 if name == "images" else self._dice.randint(1, 15)):
             size = self._size(name)
@@ -125,6 +121,14 @@ class Application:
         if name == "images":
             return self._dice.choice((3_000, 20_000, 60_000, 150_000))
         return self._dice.randint(20, 400)
+
+
+def _is_confirmed(receipt: Any, timeout: float) -> bool:
+    try:
+        receipt.wait(timeout)
+    except (BufferFullError, StorageError):
+        return False
+    return True
 
 
 @dataclass
@@ -218,8 +222,8 @@ class Plant:
         """What the hub knows of the station's streams: `outstation fleet show --json`."""
         identity = []
         if self._tls:
-            paths = (self._certificates[name] for name in ("ca", "operator.pem", "operator.key"))
-            identity = [text for pair in zip(("--tls-ca", "--tls-cert", "--tls-key"), paths) for text in map(str, pair)]
+            for option, name in {"--tls-ca": "ca", "--tls-cert": "operator.pem", "--tls-key": "operator.key"}.items():
+                identity += [option, str(self._certificates[name])]
         shown = _answer("fleet", "show", STATION, "--hub", self.address, "--json", *identity)
         return _by_stream(shown["reported"])
 
@@ -230,7 +234,7 @@ class Plant:
 
     def drained(self, timeout: float) -> None:
         """Wait until the station has nothing left and the hub knows its account to the record."""
-        wait_until(lambda: self._is_settled(), timeout)
+        wait_until(self._is_settled, timeout)
 
     def _is_settled(self) -> bool:
         self.check()
@@ -265,10 +269,8 @@ class Plant:
         for application in self.applications:
             application.close()
         for client in self._clients:
-            try:
-                client.buffer.close(timeout=0.0)  # type: ignore[attr-defined]
-            except OutstationError:
-                pass  # a failed run: its agent is gone
+            with suppress(OutstationError):  # of a failed run: its agent is gone
+                client.close()
         self.link.close()
         if self.has_small_disk:
             subprocess.run(["umount", "--lazy", str(self.disk)], check=True)
@@ -330,7 +332,9 @@ def _free_port() -> int:
 def _mounted(folder: Path) -> bool:
     """Whether *folder* is now a small file system: that needs root."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
-    return shutil.which("mount") is not None and subprocess.run(command, check=False, capture_output=True).returncode == 0
+    return (
+        shutil.which("mount") is not None and subprocess.run(command, check=False, capture_output=True).returncode == 0
+    )
 
 
 def _answer(*arguments: str) -> Any:

@@ -1,4 +1,4 @@
-"""What goes wrong in a seeded run, and when. The schedule is drawn before anything starts, so a seed tells all of it."""
+"""What goes wrong in a seeded run, and when. Drawn before anything starts: a seed tells all of it."""
 
 from __future__ import annotations
 

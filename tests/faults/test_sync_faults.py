@@ -16,9 +16,7 @@ from faults.sync_plant import KEPT, STREAMS, Plant
 from faults.sync_schedule import REST_TIMEOUT, drawn, play
 
 EVERYDAY, SOAK = 12, 200
-SEEDS = [
-    pytest.param(n, id=f"seed-{n}-", marks=() if n <= EVERYDAY else pytest.mark.soak) for n in range(1, SOAK + 1)
-]
+SEEDS = [pytest.param(n, id=f"seed-{n}-", marks=() if n <= EVERYDAY else pytest.mark.soak) for n in range(1, SOAK + 1)]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
