@@ -17,7 +17,7 @@ from typing import Any
 
 import outstation
 from certificates import Authority
-from faults.sync_process import Process
+from faults.sync_process import Broker, Process
 from hub_parts import rows, run
 from outstation.errors import BufferFullError, OutstationError, StorageError
 from outstation.testing import FlakyLink
@@ -141,7 +141,10 @@ class Wiped:
 
 
 class Plant:
-    """All of it. ``start``, then faults, then ``heal`` and ``account``; ``close`` in any case."""
+    """All of it. ``start``, then faults, then ``heal``, ``rest``, ``drained``, ``finish``; ``close`` in any case.
+
+    With the *provider* ``mqtt`` a broker stands between: the link that fails is the station's to the broker.
+    """
 
     def __init__(self, folder: Path, seed: int, *, tls: bool, provider: str = "hub", applications: int = 3) -> None:
         self.folder = folder
@@ -157,7 +160,8 @@ class Plant:
         if tls:
             self._issue()
         self.address = f"127.0.0.1:{_free_port()}"  # of the hub, in all its lives
-        self.link = FlakyLink(self.address)
+        self.broker = Broker(folder, f"127.0.0.1:{_free_port()}") if provider == "mqtt" else None
+        self.link = FlakyLink(self._far_address)
         self.hub = Process("hub", folder, *self._hub_arguments())
         self.agent = Process("agent", folder, "agent", "--settings", str(folder / "outstation.toml"))
         (folder / "outstation.toml").write_text(self._settings())
@@ -167,8 +171,13 @@ class Plant:
         self._count = applications
 
     @property
-    def processes(self) -> tuple[Process, Process]:
-        return self.hub, self.agent
+    def processes(self) -> tuple[Process, ...]:
+        """In the order in which they need each other."""
+        return (self.hub, self.agent) if self.broker is None else (self.broker, self.hub, self.agent)
+
+    @property
+    def _far_address(self) -> str:
+        return self.address if self.broker is None else self.broker.address
 
     def start(self) -> None:
         for process in self.processes:
@@ -285,6 +294,8 @@ class Plant:
     def _hub_arguments(self) -> tuple[str, ...]:
         arguments = ["hub", "--listen", self.address, "--data", str(self.disk / "hub")]
         arguments += ["--parquet", str(self.parquet), "--drain-interval", "0.05"]
+        if self.broker is not None:
+            arguments += ["--mqtt-broker", self.broker.address]
         if self._tls:
             arguments += ["--tls-cert", str(self._certificates["hub.pem"]), "--tls-key"]
             arguments += [str(self._certificates["hub.key"]), "--tls-ca", str(self._certificates["ca"])]
@@ -292,14 +303,14 @@ class Plant:
 
     def _settings(self) -> str:
         # Everything that waits, waits for a short time only: a lost link is noticed within a second and a half.
-        options = {"address": self.link.address, "max_message_bytes": MAX_MESSAGE_BYTES}
+        options: dict[str, Any] = {"address": self.link.address, "max_message_bytes": MAX_MESSAGE_BYTES}
         options |= {"keepalive_interval": 0.5, "keepalive_timeout": 1.0}
-        if self._tls:
+        if self._tls and self.broker is None:
             paths = {"ca": "ca", "certificate": f"{STATION}.pem", "key": f"{STATION}.key"}
             options |= {key: str(self._certificates[name]) for key, name in paths.items()}
         tables = {
             "station": {"name": STATION, "data_dir": str(self.station)},
-            "options.hub": options,
+            f"options.{self._provider}": options,
             "uplink": {
                 "acknowledge_timeout": 2.0,
                 "connect_timeout": 2.0,

@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,18 @@ class Process:
         """Let it run; :meth:`wait_ready` must follow."""
         self.log = self._folder / f"{self.name}-{next(self._numbers)}.log"
         self.log.touch()
-        self._process = self._context.Process(target=serve, args=(self.arguments, self.log), name=self.name)
+        self._process = self._made()
         self._process.start()
+
+    def _made(self) -> Any:
+        return self._context.Process(target=serve, args=(self.arguments, self.log), name=self.name)
+
+    def _is_ready(self) -> bool:
+        return " ready on " in self.log.read_text()
 
     def wait_ready(self) -> None:
         """Until it has said so. AssertionError with its log if it ends before."""
-        wait_until(lambda: " ready on " in self.log.read_text() or not self.alive, READY_TIMEOUT)
+        wait_until(lambda: self._is_ready() or not self.alive, READY_TIMEOUT)
         self.check()
 
     def check(self) -> None:
@@ -113,3 +120,33 @@ class Process:
         if self.alive:
             self._process.kill()
             self._process.join()
+
+
+def execute(arguments: tuple[str, ...], log: Path) -> None:
+    """Become another program."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.execvp(arguments[0], arguments)
+
+
+class Broker(Process):
+    """A mosquitto at *address*, open to everybody on this machine."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.address = address
+        settings = folder / "mosquitto.conf"
+        user = "user root\n" if os.getuid() == 0 else ""
+        settings.write_text(f"{user}listener {address.rpartition(':')[2]} 127.0.0.1\nallow_anonymous true\n")
+        super().__init__("broker", folder, "mosquitto", "-c", str(settings))
+
+    def _made(self) -> Any:
+        return self._context.Process(target=execute, args=(self.arguments, self.log), name=self.name)
+
+    def _is_ready(self) -> bool:
+        host, _, port = self.address.rpartition(":")
+        with socket.socket() as end:
+            return end.connect_ex((host, int(port))) == 0
+
+    def told(self) -> str:
+        return f"--- {self.log}\n{self.log.read_text()}"

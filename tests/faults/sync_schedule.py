@@ -34,10 +34,13 @@ class Step:
         return f"{self.fault}{how} for {self.seconds:.2f} s{'' if self.heals else ', not healed'}"
 
 
-def drawn(seed: int, *, small_disk: bool, tls: bool) -> list[Step]:
+def drawn(seed: int, *, small_disk: bool, tls: bool, broker: bool = False) -> list[Step]:
     """The schedule of *seed*."""
     dice = random.Random(seed)
-    names = [name for name in FAULTS if (name != "full disk" or small_disk) and (name not in UNSAFE_IN_PLAIN or tls)]
+    left_out = set() if small_disk else {"full disk"}
+    left_out |= set() if tls else UNSAFE_IN_PLAIN
+    left_out |= set() if broker else OF_A_BROKER
+    names = [name for name in FAULTS if name not in left_out]
     steps = []
     for name in dice.sample(names, STEPS):
         seconds = LONG if dice.random() < LONG_CHANCE else dice.uniform(0.05, 0.4)
@@ -87,7 +90,7 @@ def _stop(process: Process) -> None:
 
 
 def _restart(plant: Plant, how: tuple[str, tuple[str, ...]]) -> None:
-    """End both, by force or in order, and start them in a given order; on a full disk a hub may say no."""
+    """End all, by force or in order, and start them in a given order; on a full disk a hub may say no."""
     way, order = how
     for process in plant.processes:
         if process.alive:
@@ -101,7 +104,7 @@ def _restart(plant: Plant, how: tuple[str, tuple[str, ...]]) -> None:
 
 
 def _order(dice: random.Random) -> tuple[str, tuple[str, ...]]:
-    return dice.choice(("kill", "end")), tuple(dice.sample(("hub", "agent"), 2))
+    return dice.choice(("kill", "end")), tuple(dice.sample(("hub", "agent", "broker"), 3))
 
 
 def _way(dice: random.Random) -> dict[str, bool]:
@@ -133,9 +136,12 @@ FAULTS = {
     "kill agent": Fault(lambda plant, _: _kill(plant.agent)),
     "stop hub": Fault(lambda plant, _: _stop(plant.hub)),
     "stop agent": Fault(lambda plant, _: _stop(plant.agent)),
+    "kill broker": Fault(lambda plant, _: _kill(plant.broker)),
+    "stop broker": Fault(lambda plant, _: _stop(plant.broker)),
     "restart all": Fault(_restart, _order),
     "full disk": Fault(lambda plant, left: plant.fill(left), lambda dice: dice.choice((0, 1 << 20, 60 << 20))),
 }
 # Without TLS nothing but TCP's own checksum, which a proxy renews, stands between a name or a number and a flipped
 # bit: plain text is for a link that does not do that.
 UNSAFE_IN_PLAIN = {"corrupt", "swallow"}
+OF_A_BROKER = {"kill broker", "stop broker"}

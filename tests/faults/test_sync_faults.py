@@ -15,15 +15,18 @@ import pytest
 from faults.sync_plant import KEPT, STREAMS, Plant
 from faults.sync_schedule import REST_TIMEOUT, drawn, play
 
+# "mqtt" puts a mosquitto between agent and hub, and its faults into the schedule.
+PROVIDERS = ("hub",)
 EVERYDAY, SOAK = 12, 200
 SEEDS = [pytest.param(n, id=f"seed-{n}-", marks=() if n <= EVERYDAY else pytest.mark.soak) for n in range(1, SOAK + 1)]
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_confirmed_record_arrives_once_and_in_order(tmp_path: Path, seed: int) -> None:
-    tls = seed % 3 != 0
-    plant = Plant(tmp_path, seed, tls=tls)
-    steps = drawn(seed, small_disk=plant.has_small_disk, tls=tls)
+def test_every_confirmed_record_arrives_once_and_in_order(tmp_path: Path, seed: int, provider: str) -> None:
+    tls = seed % 3 != 0 and provider == "hub"
+    plant = Plant(tmp_path, seed, tls=tls, provider=provider)
+    steps = drawn(seed, small_disk=plant.has_small_disk, tls=tls, broker=plant.broker is not None)
     try:
         plant.start()
         play(plant, steps)
@@ -35,7 +38,7 @@ def test_every_confirmed_record_arrives_once_and_in_order(tmp_path: Path, seed: 
         check_order(found, plant, ledgers)
         check_payloads(found, plant)
     except BaseException:
-        print(f"seed {seed}, {'TLS' if tls else 'plain text'}:", *map(str, steps), sep="\n  ")
+        print(f"seed {seed}, {provider}, {'TLS' if tls else 'plain text'}:", *map(str, steps), sep="\n  ")
         print(plant.told())
         raise
     finally:
