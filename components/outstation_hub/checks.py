@@ -63,6 +63,8 @@ class BlockChecks:
         except CorruptBlockError as exc:
             self._note_damage((station, message.stream, message.epoch, message.first_sequence), exc)
             raise ProviderUnavailableError(f"A part arrived damaged and must be sent again: {exc}") from exc
+        if block == 0:  # what came before it made room for others; the station waits for a word it cannot have
+            raise ProviderUnavailableError("The beginning of a block in parts is gone; send it again.")
         if isinstance(block, int):
             return block
         message = replace(message, block=block)

@@ -79,6 +79,28 @@ def test_silence_is_taken_for_a_lost_link(buffer: Buffer, far_end: FarEnd) -> No
     uplink.close()
 
 
+class Forgetful(FarEnd):
+    """Acknowledges everything but the stream it has forgotten."""
+
+    forgotten = "events"
+
+    def acknowledge(self, message: Message) -> None:
+        if message.stream != self.forgotten:
+            super().acknowledge(message)
+
+
+def test_a_message_that_is_lost_while_others_are_acknowledged_is_sent_again(buffer: Buffer) -> None:
+    far_end = Forgetful()
+    put(buffer, 1)
+    uplink = started(buffer, far_end, UplinkSettings(backoff_first=0.01, backoff_ceiling=0.02, acknowledge_timeout=0.5))
+    wait_until(lambda: far_end.arrived("events") == [1])
+    # There is always word of the far end.
+    wait_until(lambda: put(buffer, 1, "alarms") or far_end.connects > 1)
+    far_end.forgotten = ""
+    wait_until(lambda: buffer.stream("events").acknowledged == 1)
+    uplink.close()
+
+
 def test_late_doubled_and_foreign_acknowledgements_do_no_harm(buffer: Buffer, far_end: FarEnd) -> None:
     far_end.auto = False
     put(buffer, 10)

@@ -73,6 +73,8 @@ class UplinkThread:
         self._ledgers: tuple[StreamReport, ...] = ()  # as told last on this connection
         self._ledgers_due = 0.0
         self._life_at = 0.0  # monotonic seconds; when the far end last said anything
+        self._awaited: Sent | None = None  # the oldest message under way,
+        self._awaited_since = 0.0  # and since when it is the oldest, in monotonic seconds
         self._thread = threading.Thread(target=self._run, name="outstation-uplink", daemon=True)
 
     @property
@@ -142,6 +144,7 @@ class UplinkThread:
         self._ledgers = ()
         self._provider.uplink.connect(self._word.begin(), self._settings.connect_timeout)
         self._life_at = self._clock.monotonic()
+        self._awaited = None
         self._link.connected()
         log.info("link is up")
 
@@ -279,12 +282,18 @@ class UplinkThread:
         log.warning("%d records of stream %r were refused and set aside: %s", count, lane.stream.name, entry.refused)
 
     def _check_overdue(self) -> None:
-        """Take the link for lost when the oldest message is overdue: since it was sent, and since any word came."""
-        oldest = self._window.oldest()
+        """Take the link for lost when the oldest message has been the oldest for too long.
+
+        What was sent before it may be slow and still move. Word on what was sent after it shows no more than that
+        something arrives: a message that a broker lost, or a hub that is one of several, would be waited for for ever.
+        """
+        oldest, now = self._window.oldest(), self._clock.monotonic()
+        if oldest is not self._awaited:
+            self._awaited, self._awaited_since = oldest, now
         if oldest is None:
             return
         allowed = self._settings.acknowledge_timeout + oldest.size_bytes / SLOWEST_BYTES_PER_SECOND
-        if self._clock.monotonic() - max(oldest.at, self._life_at) > allowed:
+        if now - self._awaited_since > allowed:
             raise DeadlineError(f"The far end acknowledged nothing for {allowed:.0f} s.")
 
     def _send_ledgers(self) -> None:
