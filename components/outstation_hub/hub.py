@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from outstation._version import __version__
 from outstation.buffer import Buffer
 from outstation.clock import Clock, SystemClock
 from outstation.durable import make_directories
-from outstation.errors import OutstationError, SettingsError
+from outstation.errors import (
+    AccessDeniedError,
+    ClosedError,
+    DeadlineError,
+    InvalidInputError,
+    LinkDownError,
+    OutstationError,
+    SettingsError,
+    WireError,
+)
 from outstation.settings import BufferSettings, StreamSettings
 from outstation.types import WhenFull
 from outstation.wire.channel import Keepalive, Tls
+from outstation.wire.messages import HubStatus
 from outstation.wire.services import Server
 from outstation_hub.access import Access
+from outstation_hub.accounts import Accounts
 from outstation_hub.drain import Drain
-from outstation_hub.fleet import FleetService, Wishes
+from outstation_hub.fleet import FleetService
 from outstation_hub.inbox import INBOX, Inbox
 from outstation_hub.push import PushService
 from outstation_hub.repository import Repository
@@ -29,6 +43,7 @@ from outstation_hub.room import DiskRoom
 from outstation_hub.settings import HubSettings
 from outstation_hub.sinks import Sink
 from outstation_hub.stations import Stations
+from outstation_hub.wishes import Wishes
 
 if TYPE_CHECKING:
     from outstation_hub.enrolment import EnrolmentService
@@ -37,6 +52,16 @@ log = logging.getLogger("outstation.hub")
 
 # The list of stations is for people; after a crash it may be this many seconds old.
 SAVE_INTERVAL = 5.0
+# The accounts of a large fleet take a while to write: at most this part of the time goes into it.
+_SAVING_SHARE = 0.05
+# How the status calls what was refused; the first that fits.
+_REFUSED_AS: tuple[tuple[type[OutstationError], str], ...] = (
+    (WireError, "garbage"),
+    (AccessDeniedError, "denied"),
+    (DeadlineError, "silent"),
+    (InvalidInputError, "wrong"),
+    (OutstationError, "turned_away"),
+)
 # Calls beside those that stations hold open: reports, fetches, operators.
 _SHORT_CALLS = 32
 
@@ -61,18 +86,39 @@ class Hub:
             self._buffer = Buffer.open(settings.data / INBOX, _buffer_settings(settings), clock=clock)
             undo.callback(self._buffer.close)
             room = DiskRoom(settings.data, settings.min_free_disk_bytes, clock)
-            self.inbox = Inbox(self._buffer, clock, max_block_bytes=settings.max_message_bytes, has_room=room.take)
+            self.accounts = Accounts(settings.data / "fleet" / "accounts.json", self._buffer.stream(INBOX), clock)
+            self.inbox = Inbox(
+                self._buffer,
+                clock,
+                max_block_bytes=settings.max_message_bytes,
+                has_room=room.take,
+                watcher=self.accounts,
+            )
+            self.accounts.catch_up(self.inbox.stream.last_sequence)
             self.stations = Stations(settings.data / "fleet" / "stations.json", clock)
-            self.wishes = Wishes(settings.data / "fleet" / "desired.json")
+            self.stations.on_told(self.accounts.told)
+            self.wishes = Wishes(settings.data / "fleet" / "desired.json", self.stations, clock)
             enrolment, access = _enrolment(settings, clock)
-            self._push = PushService(self.inbox, self.stations, access, clock, hello_timeout=settings.hello_timeout)
-            fleet = FleetService(self.wishes, self.stations, repository, access)
+            self._push = PushService(
+                self.inbox, self.stations, self.accounts, access, clock, hello_timeout=settings.hello_timeout
+            )
+            fleet = FleetService(
+                self.wishes,
+                self.stations,
+                self.accounts,
+                repository,
+                access,
+                status=self.status,
+                is_connected=self._push.is_connected,
+            )
+            self._refused: Counter[str] = Counter()
+            services = [self._push.handler(self._note_refused), fleet.handler(self._note_refused)]
             sinks = _sinks(settings) if sinks is None else sinks
             for sink in sinks:
                 undo.callback(sink.close)
             self.drains = tuple(map(self._drain, sinks))
             self._server = Server(
-                [self._push.handler, fleet.handler, *([enrolment.handler] if enrolment else [])],
+                [*services, *([enrolment.handler] if enrolment else [])],
                 workers=2 * settings.max_stations + _SHORT_CALLS,  # each station holds a Push and a watch
                 tls=tls,
                 max_message_bytes=settings.max_message_bytes + (64 << 10),
@@ -86,12 +132,22 @@ class Hub:
             undo.pop_all()
         self._stopping = threading.Event()
         self._closed = False
+        self._started_unix_nano = clock.time_unix_nano()
+        self._freeing = threading.Lock()
+        self._save_at = clock.monotonic()
         self._saver = threading.Thread(target=self._save, name="outstation-hubserver-saver", daemon=True)
 
     @property
     def connected(self) -> tuple[str, ...]:
         """The stations that are connected now."""
         return self._push.connected
+
+    def status(self) -> HubStatus:
+        """What the hub has done and refused since it started."""
+        counts = Counter(asdict(self.inbox.counts)) + self._push.counts + self._refused
+        return HubStatus(
+            f"outstation {__version__}", self._started_unix_nano, len(self.stations), len(self.connected), dict(counts)
+        )
 
     def start(self) -> None:
         """Take stations at :attr:`address`."""
@@ -118,6 +174,8 @@ class Hub:
             self._saver.join()
         for drain in self.drains:
             drain.close()
+        self._save_accounts()
+        self._free()
         self._buffer.close()
 
     def __enter__(self) -> Hub:
@@ -142,10 +200,17 @@ class Hub:
         )
 
     def _progressed(self) -> None:
-        """Free the inbox through what every sink has; each sink's own cursor is on the disk already."""
-        through = min(drain.cursor for drain in self.drains)
-        if through > self.inbox.stream.acknowledged:
-            self.inbox.stream.acknowledge(through)
+        """A sink has more on the disk: the accounts too, if it is not too soon again, and then the inbox has room."""
+        if self._clock.monotonic() >= self._save_at:
+            self._save_accounts()
+        self._free()
+
+    def _free(self) -> None:
+        """Free the inbox through what every sink has, and the accounts too; their cursors are on the disk already."""
+        with self._freeing:
+            through = min([self.accounts.saved_through, *(drain.cursor for drain in self.drains)])
+            if through > self.inbox.stream.acknowledged:
+                self.inbox.stream.acknowledge(through)
 
     def _save(self) -> None:
         while True:
@@ -154,8 +219,23 @@ class Hub:
                 self.stations.save()
             except OutstationError as exc:
                 log.warning("the list of stations could not be saved: %s", exc)
+            self._save_accounts()
+            self._free()
             if stopping:
                 return
+
+    def _save_accounts(self) -> None:
+        began = self._clock.monotonic()
+        try:
+            self.accounts.save()
+        except OutstationError as exc:
+            log.warning("the accounts could not be saved; the inbox keeps what they do not have: %s", exc)
+        took = self._clock.monotonic() - began
+        self._save_at = self._clock.monotonic() + took / _SAVING_SHARE
+
+    def _note_refused(self, error: OutstationError) -> None:
+        if not isinstance(error, LinkDownError | ClosedError):  # whoever went away was not refused
+            self._refused[next(word for kind, word in _REFUSED_AS if isinstance(error, kind))] += 1
 
 
 def _buffer_settings(settings: HubSettings) -> BufferSettings:

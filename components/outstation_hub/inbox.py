@@ -13,6 +13,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from outstation.buffer import Buffer, Receipt
 from outstation.clock import Clock
@@ -56,6 +57,14 @@ class Counts:
     damaged: int = 0
 
 
+class Watcher(Protocol):
+    """Who counts what comes. Called under the inbox's lock: returns at once."""
+
+    def appended(self, station: str, stream: str, header: BlockHeader, receipt: Receipt) -> None:
+        """The block with *header* was appended; it is there for good once *receipt* is done without an error."""
+        ...
+
+
 class Inbox:
     """Takes blocks. Thread-safe."""
 
@@ -66,6 +75,7 @@ class Inbox:
         *,
         max_block_bytes: int,
         has_room: Callable[[int], bool] = lambda size_bytes: True,
+        watcher: Watcher | None = None,
     ) -> None:
         """*has_room*: whether the disk may take that much more; asked for each block, so it must be cheap."""
         self.stream = buffer.stream(INBOX)
@@ -73,6 +83,7 @@ class Inbox:
         self._clock = clock
         self._max_block_bytes = max_block_bytes
         self._has_room = has_room
+        self._watcher = watcher
         self._lock = threading.Lock()  # the mark is read and the block appended as one step
         # The last receipt of each key; one that is done says nothing that the mark does not, and is swept away.
         self._receipts: dict[str, Receipt] = {}
@@ -176,7 +187,9 @@ class Inbox:
         data = message.block
         if header.first_sequence <= taken:
             data = _trimmed(message, taken)
-            if not data:  # nothing but numbers that the station has dropped itself
+            if data:
+                header = BlockHeader.unpack(data)
+            else:  # nothing but numbers that the station has dropped itself
                 return None if earlier is None or earlier.done else earlier
         if not self._has_room(len(data)):
             raise BufferFullError("The disk is as full as it may be.")
@@ -189,6 +202,8 @@ class Inbox:
         self.counts.trimmed += data is not message.block
         self.counts.blocks += 1
         self.counts.records += header.count
+        if self._watcher is not None:
+            self._watcher.appended(station, message.stream, header, receipt)
         self._receipts[key] = receipt
         if len(self._receipts) > self._sweep_at:
             self._receipts = {k: r for k, r in self._receipts.items() if not r.done or r.error is not None}

@@ -23,8 +23,28 @@ from outstation.types import (
     Reported,
     StreamReport,
 )
-from outstation.wire import convert
-from outstation.wire.messages import FetchRequest, Hello, Ledgers, StationEntry, StationReport, Welcome, Wish
+from outstation.wire import convert, fleet
+from outstation.wire.messages import (
+    Account,
+    Applied,
+    Failure,
+    FetchRequest,
+    Hello,
+    HubStatus,
+    Ledgers,
+    ModelWish,
+    StationEntry,
+    StationReport,
+    StationsPage,
+    StationsRequest,
+    Steering,
+    Target,
+    Welcome,
+    Wish,
+    WishEntry,
+    WishName,
+    WishStages,
+)
 
 STREAM = StreamReport("events", 2**64 - 1, Ledger(10, 5, 2, {DropReason.EVICTED: 3}), 4096, 17)
 MODEL = ModelReport(
@@ -35,11 +55,20 @@ MODEL = ModelReport(
         ModelVersionReport("3.0.0", ModelPhase.REFUSED, 6, "sha256 differs"),
     ),
 )
-REPORTED = Reported((MODEL,), (STREAM,), Link(LinkState.ONLINE, 3, "häß"), 7, 8, "outstation 0.1.0")
+REPORTED = Reported((MODEL,), (STREAM,), Link(LinkState.ONLINE, 3, "häß"), 7, 8, "outstation 0.1.0", {"line": "3"})
+WISH = WishName("digits", Target("", {"line": "3", "site": "ä"}))
+WISH_ENTRY = WishEntry(
+    ModelWish(WISH, "2.0.0", WishStages(12.5, 3, 1.5)), 4, 5, "stopped", "1 of 8 failed", 20, 8, 6, 1,
+    (Failure("press-7", "rejected", "a golden answer differs"),),
+)  # fmt: skip
+FULL_ENTRY = StationEntry(
+    "press-7", REPORTED, 99, True, (Applied("digits", "2.0.0", Target("press-7"), 4, 12.5),),
+    (Account(STREAM, 10, 9, 1, 17, True),), {"refused": 3},
+)  # fmt: skip
 DESIRED = Desired((DesiredModel("digits"), DesiredModel("faces", "1.0.0")), 9)
 
 ROUND_TRIPS = [
-    (convert.PUSH.request, Hello("press-7", "outstation 0.1.0")),
+    (convert.PUSH.request, Hello("press-7", "outstation 0.1.0", "0123456789abcdef")),
     (convert.PUSH.request, Message("events", 2**64 - 1, 1, 2**63, b"\0\xff")),
     (convert.PUSH.request, Ledgers((STREAM,))),
     (convert.PUSH.response, Welcome("hub-1")),
@@ -52,9 +81,19 @@ ROUND_TRIPS = [
     (convert.FETCH.request, FetchRequest("press-7", "metadata/timestamp.json", 2**40)),
     (convert.FETCH.response, b"\0" * 1000),
     (convert.SET_DESIRED.request, Wish("", (DesiredModel("digits", "1.2.3"),))),
-    (convert.LIST_STATIONS.response, (StationEntry("press-7", REPORTED, 99),)),
+    (fleet.LIST_STATIONS.request, StationsRequest("press-6", "press-7")),
+    (fleet.LIST_STATIONS.response, StationsPage((StationEntry("press-7", REPORTED, 99),), more=True)),
+    (fleet.LIST_STATIONS.response, StationsPage((FULL_ENTRY,))),
+    (fleet.SET_MODEL.request, ModelWish(WISH, "2.0.0")),
+    (fleet.SET_MODEL.request, ModelWish(WISH, "2.0.0", WishStages(12.5, 3, 1.5))),
+    (fleet.SET_MODEL.response, WISH_ENTRY),
+    (fleet.UNSET_MODEL.request, WishName("digits", Target("press-7"))),
+    (fleet.STEER_ROLLOUT.request, Steering(WISH, "resume")),
+    (fleet.LIST_WISHES.response, (WISH_ENTRY, WishEntry(ModelWish(WISH, "latest"), 4))),
+    (fleet.GET_HUB_STATUS.response, HubStatus("outstation 0.1.0", 5, 7, 3, {"refused": 2**40})),
 ]
-CODECS = [convert.PUSH.request, convert.PUSH.response, convert.REPORT.request, convert.LIST_STATIONS.response,
+CODECS = [convert.PUSH.request, convert.PUSH.response, convert.REPORT.request, fleet.LIST_STATIONS.response,
+          fleet.SET_MODEL.request, fleet.LIST_WISHES.response, fleet.GET_HUB_STATUS.response,
           convert.FETCH.request, convert.SET_DESIRED.request, convert.GET_DESIRED.response]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Messages of sync, fleet and enroll.proto to values of ours and back: the only file that names their classes.
+"""Messages between stations and hubs to values of ours and back; :mod:`outstation.wire.fleet` has the operators'.
 
 What comes from outside is checked here for its shape alone (WireError); whether it is allowed is for the receiver.
 Unknown fields, and words of an enumeration that a newer side has added, never make a message unreadable.
@@ -31,7 +31,6 @@ from outstation.wire.messages import (
     Hello,
     IssuedCertificate,
     Ledgers,
-    StationEntry,
     StationReport,
     Upward,
     Welcome,
@@ -94,7 +93,8 @@ def upward_to_wire(value: Upward) -> sync_pb2.PushRequest:
     if isinstance(value, Ledgers):
         streams = map(stream_report_to_wire, value.reports)
         return sync_pb2.PushRequest(ledgers=sync_pb2.LedgerReport(streams=streams))
-    return sync_pb2.PushRequest(hello=sync_pb2.Hello(station=value.station, software=value.software))
+    hello = sync_pb2.Hello(station=value.station, software=value.software, instance=value.instance)
+    return sync_pb2.PushRequest(hello=hello)
 
 
 def upward_from_wire(m: sync_pb2.PushRequest) -> Upward | None:
@@ -106,7 +106,7 @@ def upward_from_wire(m: sync_pb2.PushRequest) -> Upward | None:
     if kind == "ledgers":
         return Ledgers(tuple(map(stream_report_from_wire, m.ledgers.streams)))
     if kind == "hello":
-        return Hello(m.hello.station, m.hello.software)
+        return Hello(m.hello.station, m.hello.software, m.hello.instance)
     return None
 
 
@@ -202,6 +202,7 @@ def reported_to_wire(value: Reported) -> fleet_pb2.Reported:
         revision=value.revision,
         time_unix_nano=value.time_unix_nano,
         software=value.software,
+        labels=value.labels,
     )
 
 
@@ -213,6 +214,7 @@ def reported_from_wire(m: fleet_pb2.Reported) -> Reported:
         revision=m.revision,
         time_unix_nano=m.time_unix_nano,
         software=m.software,
+        labels=dict(m.labels),
     )
 
 
@@ -275,26 +277,6 @@ def _wish_from_wire(m: fleet_pb2.SetDesiredRequest) -> Wish:
     return Wish(m.station, _models_from_wire(m.models))
 
 
-def _stations_to_wire(entries: Iterable[StationEntry]) -> fleet_pb2.ListStationsResponse:
-    return fleet_pb2.ListStationsResponse(
-        stations=[
-            fleet_pb2.StationEntry(
-                station=entry.station,
-                reported=reported_to_wire(entry.reported),
-                last_seen_unix_nano=entry.last_seen_unix_nano,
-            )
-            for entry in entries
-        ]
-    )
-
-
-def _stations_from_wire(m: fleet_pb2.ListStationsResponse) -> tuple[StationEntry, ...]:
-    return tuple(
-        StationEntry(entry.station, reported_from_wire(entry.reported), entry.last_seen_unix_nano)
-        for entry in m.stations
-    )
-
-
 _STATION: Codec[str] = codec(
     fleet_pb2.GetDesiredRequest, lambda name: fleet_pb2.GetDesiredRequest(station=name), lambda m: m.station
 )
@@ -317,11 +299,6 @@ FETCH: Method[FetchRequest, bytes] = Method(
 )
 SET_DESIRED: Method[Wish, Desired] = Method(
     "/outstation.v1.Fleet/SetDesired", codec(fleet_pb2.SetDesiredRequest, _wish_to_wire, _wish_from_wire), _DESIRED
-)
-LIST_STATIONS: Method[None, tuple[StationEntry, ...]] = Method(
-    "/outstation.v1.Fleet/ListStations",
-    codec(fleet_pb2.ListStationsRequest, lambda _: fleet_pb2.ListStationsRequest(), lambda _: None),
-    codec(fleet_pb2.ListStationsResponse, _stations_to_wire, _stations_from_wire),
 )
 
 
