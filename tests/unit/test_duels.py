@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,4 +65,4 @@ def test_two_devices_take_over_from_each_other_no_more_often_than_the_hold(tries
         if who != holder.instance and duels.wait("press-7", who, holder, now) == 0.0:
             holder = Holder(who, now)
             changes.append(now)
-    assert all(later - earlier >= HOLD for earlier, later in zip(changes[1:], changes[2:], strict=False))
+    assert all(later - earlier >= HOLD for earlier, later in pairwise(changes[1:]))

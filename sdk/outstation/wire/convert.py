@@ -142,7 +142,8 @@ def stream_report_to_wire(value: StreamReport) -> sync_pb2.StreamReport:
     ledger = sync_pb2.Ledger(
         appended=value.ledger.appended,
         acknowledged=value.ledger.acknowledged,
-        pending=value.ledger.pending,
+        # A count below nothing cannot be sent, and one wrong account must not keep every record from leaving.
+        pending=max(0, value.ledger.pending),
         dropped={reason.value: count for reason, count in value.ledger.dropped.items()},
     )
     return sync_pb2.StreamReport(
