@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -9,6 +10,7 @@ from outstation.buffer import Buffer
 from outstation.clock import Clock
 from outstation.settings import BufferSettings, StreamSettings
 from outstation.types import WhenFull
+from outstation_hub.accounts import Accounts
 from outstation_hub.drain import Drain
 from outstation_hub.inbox import INBOX, Inbox
 from outstation_hub.room import DiskRoom
@@ -22,13 +24,24 @@ class Backlog:
     def __init__(self, settings: HubSettings, sinks: Sequence[Sink], clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
+        self._freeing = threading.Lock()
+        self.drains: tuple[Drain, ...] = ()
         with ExitStack() as undo:
             for sink in sinks:
                 undo.callback(sink.close)
             self._buffer = Buffer.open(settings.data / INBOX, _buffer_settings(settings), clock=clock)
             undo.callback(self._buffer.close)
             room = DiskRoom(settings.data, settings.min_free_disk_bytes, clock)
-            self.inbox = Inbox(self._buffer, clock, max_block_bytes=settings.max_message_bytes, has_room=room.take)
+            stream = self._buffer.stream(INBOX)
+            self.accounts = Accounts(settings.data / "fleet" / "accounts.json", stream, clock, on_kept=self._free)
+            self.inbox = Inbox(
+                self._buffer,
+                clock,
+                max_block_bytes=settings.max_message_bytes,
+                has_room=room.take,
+                watcher=self.accounts,
+            )
+            self.accounts.catch_up(stream.last_sequence)
             self.drains = tuple(map(self._drain, sinks))
             undo.pop_all()
 
@@ -40,6 +53,7 @@ class Backlog:
         """Write what has arrived to the sinks if they take it, and let go of the folder."""
         for drain in self.drains:
             drain.close()
+        self.accounts.keep()
         self._buffer.close()
 
     def _drain(self, sink: Sink) -> Drain:
@@ -54,10 +68,16 @@ class Backlog:
         )
 
     def _progressed(self) -> None:
-        """Free the inbox through what every sink has; each sink's own cursor is on the disk already."""
-        through = min(drain.cursor for drain in self.drains)
-        if through > self.inbox.stream.acknowledged:
-            self.inbox.stream.acknowledge(through)
+        """A sink has more on the disk: the accounts too, if it is not too soon again, and then the inbox has room."""
+        self.accounts.keep_if_due()
+        self._free()
+
+    def _free(self) -> None:
+        """Free the inbox through what every sink has, and the accounts too; their cursors are on the disk already."""
+        with self._freeing:
+            through = min([self.accounts.saved_through, *(drain.cursor for drain in self.drains)])
+            if through > self.inbox.stream.acknowledged:
+                self.inbox.stream.acknowledge(through)
 
 
 def _buffer_settings(settings: HubSettings) -> BufferSettings:

@@ -3,119 +3,67 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-import msgspec
-
-from outstation.durable import write_atomically
-from outstation.errors import DiskError, InvalidInputError, ProviderUnavailableError, mapped_os_errors
-from outstation.types import MODEL_NAME, STATION_NAME, Desired, DesiredModel, checked_name
-from outstation.wire import convert
-from outstation.wire.messages import FetchRequest, StationEntry, StationReport, Wish
+from outstation.errors import InvalidInputError, OutstationError, ProviderUnavailableError
+from outstation.types import Desired
+from outstation.wire import convert, fleet
+from outstation.wire.messages import (
+    FetchRequest,
+    HubStatus,
+    ModelWish,
+    StationEntry,
+    StationReport,
+    StationsPage,
+    StationsRequest,
+    Steering,
+    Wish,
+    WishEntry,
+    WishName,
+)
 from outstation.wire.services import Caller, handler
 from outstation_hub.access import Access
+from outstation_hub.accounts import Accounts
 from outstation_hub.repository import Repository
 from outstation_hub.stations import Stations
+from outstation_hub.wishes import Wishes
 
-EVERY_STATION = ""
-MAX_MODELS = 1000  # in one wish
-MAX_VERSION = 100  # characters
-
-
-class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file: one wish a station, "" for all that have none of their own. ``revision`` is of the last change."""
-
-    revision: int = 0
-    wishes: dict[str, Desired] = {}
-
-
-class Wishes:
-    """Desired state, kept in one file. Thread-safe; :meth:`put` returns when the change is on the disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._state = _load(path)
-        self._changed = threading.Condition()
-        self._closed = False
-
-    @property
-    def revision(self) -> int:
-        """Grows with each change, of whatever station; 0 = nobody has wished anything."""
-        return self._state.revision
-
-    def get(self, station: str) -> Desired:
-        """The wish for *station*: its own, else that for every station, else an empty one of revision 0."""
-        state = self._state
-        return state.wishes.get(station) or state.wishes.get(EVERY_STATION) or Desired()
-
-    def put(self, station: str, models: tuple[DesiredModel, ...]) -> Desired:
-        """Want *models* of *station* ("" = of every one without a wish of its own). InvalidInputError, DiskError."""
-        if station != EVERY_STATION:
-            checked_name(STATION_NAME, station, "station")
-        if len(models) > MAX_MODELS or len({model.name for model in models}) != len(models):
-            raise InvalidInputError(f"A wish names each model once, and at most {MAX_MODELS}.")
-        for model in models:
-            checked_name(MODEL_NAME, model.name, "model")
-            if not 0 < len(model.version) <= MAX_VERSION:
-                raise InvalidInputError(f"{model.version!r} is no version of {model.name!r}.")
-        with self._changed:
-            revision = self._state.revision + 1
-            wish = Desired(models, revision)
-            state = _State(revision, {**self._state.wishes, station: wish})
-            write_atomically(self._path, msgspec.json.format(msgspec.json.encode(state), indent=2))
-            self._state = state
-            self._changed.notify_all()
-        return wish
-
-    def watch(self, station: str, stop: threading.Event) -> Iterator[Desired]:
-        """The present wish, then each change, until *stop* is set (call :meth:`wake` then) or this is closed."""
-        last: Desired | None = None
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: stop.is_set() or self._closed or self.get(station) != last)  # noqa: B023
-                if stop.is_set():
-                    return
-                if self._closed:
-                    raise ProviderUnavailableError("The hub is closing.")
-                last = self.get(station)
-            yield last
-
-    def wake(self) -> None:
-        """Let every watcher look whether it is to stop."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """End every watch."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-
-def _load(path: Path) -> _State:
-    if not path.exists():
-        return _State()
-    with mapped_os_errors(doing="read the desired state", path=path):
-        data = path.read_bytes()
-    try:
-        return msgspec.json.decode(data, type=_State)
-    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
-        raise DiskError(f"{path} is no desired state: {exc}.", hint="Restore it from a copy, or remove it.") from exc
+# Files that one station fetches at once: a model and its metadata. More would hold the places of other stations.
+MAX_FETCHES = 4
+# What one page of stations may hold: well under a message, whatever one station's entry adds beyond it.
+PAGE_BYTES = 4 << 20
 
 
 class FleetService:
     """Serves ``outstation.v1.Fleet``. Thread-safe."""
 
-    def __init__(self, wishes: Wishes, stations: Stations, repository: Repository | None, access: Access) -> None:
+    def __init__(
+        self,
+        wishes: Wishes,
+        stations: Stations,
+        accounts: Accounts,
+        repository: Repository | None,
+        access: Access,
+        *,
+        status: Callable[[], HubStatus],
+        is_connected: Callable[[str], bool],
+    ) -> None:
         self._wishes = wishes
         self._stations = stations
+        self._accounts = accounts
         self._repository = repository
         self._access = access
+        self._status = status
+        self._is_connected = is_connected
+        self._lock = threading.Lock()
+        self._fetches: Counter[str] = Counter()
 
-    @property
-    def handler(self) -> Any:
+    def handler(self, on_refused: Callable[[OutstationError], None] = lambda error: None) -> Any:
+        """The service; *on_refused* hears of each call that failed."""
         return handler(
             "outstation.v1.Fleet",
             {
@@ -124,9 +72,17 @@ class FleetService:
                 convert.REPORT: self.report,
                 convert.FETCH: self.fetch,
                 convert.SET_DESIRED: self.set_desired,
-                convert.LIST_STATIONS: self.list_stations,
+                fleet.SET_MODEL: self.set_model,
+                fleet.UNSET_MODEL: self.unset_model,
+                fleet.STEER_ROLLOUT: self.steer_rollout,
+                fleet.LIST_WISHES: self.list_wishes,
+                fleet.LIST_STATIONS: self.list_stations,
+                fleet.GET_HUB_STATUS: self.get_hub_status,
             },
+            on_refused=on_refused,
         )
+
+    # -- for stations --------------------------------------------------------------------------------------------
 
     def get_desired(self, station: str, caller: Caller) -> Desired:
         self._access.reader(caller, station)
@@ -138,7 +94,7 @@ class FleetService:
 
         def ended() -> None:
             stop.set()
-            self._wishes.wake()
+            self._wishes.wake(station)
 
         caller.on_end(ended)
         yield from self._wishes.watch(station, stop)
@@ -151,12 +107,69 @@ class FleetService:
         self._access.reader(caller, request.station)
         if self._repository is None:
             raise InvalidInputError("This hub has no repository.", hint="Start it with --repository FOLDER.")
-        yield from self._repository.read(request.path, request.offset)
+        with self._one_fetch(request.station):
+            yield from self._repository.read(request.path, request.offset)
+
+    @contextmanager
+    def _one_fetch(self, station: str) -> Iterator[None]:
+        with self._lock:
+            if self._fetches[station] >= MAX_FETCHES:
+                raise ProviderUnavailableError(f"Station {station!r} fetches {MAX_FETCHES} files already.")
+            self._fetches[station] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._fetches[station] -= 1
+                if not self._fetches[station]:
+                    del self._fetches[station]
+
+    # -- for operators -------------------------------------------------------------------------------------------
 
     def set_desired(self, wish: Wish, caller: Caller) -> Desired:
         self._access.operator(caller)
         return self._wishes.put(wish.station, wish.models)
 
-    def list_stations(self, _: None, caller: Caller) -> tuple[StationEntry, ...]:
+    def set_model(self, wish: ModelWish, caller: Caller) -> WishEntry:
         self._access.operator(caller)
-        return self._stations.list()
+        return self._wishes.put_model(wish)
+
+    def unset_model(self, name: WishName, caller: Caller) -> WishEntry:
+        self._access.operator(caller)
+        return self._wishes.unset_model(name)
+
+    def steer_rollout(self, steering: Steering, caller: Caller) -> WishEntry:
+        self._access.operator(caller)
+        return self._wishes.steer(steering)
+
+    def list_wishes(self, _: None, caller: Caller) -> tuple[WishEntry, ...]:
+        self._access.operator(caller)
+        return self._wishes.entries()
+
+    def list_stations(self, request: StationsRequest, caller: Caller) -> StationsPage:
+        self._access.operator(caller)
+        page: list[StationEntry] = []
+        size = 0
+        for entry in self._stations.list():
+            if entry.station <= request.after or request.station not in ("", entry.station):
+                continue
+            if size >= PAGE_BYTES:
+                return StationsPage(tuple(page), more=True)
+            full = self._full(entry)
+            page.append(full)
+            size += len(fleet.station_entry_to_wire(full).SerializeToString())
+        return StationsPage(tuple(page))
+
+    def get_hub_status(self, _: None, caller: Caller) -> HubStatus:
+        self._access.operator(caller)
+        return self._status()
+
+    def _full(self, entry: StationEntry) -> StationEntry:
+        name = entry.station
+        return replace(
+            entry,
+            connected=self._is_connected(name),
+            applied=self._wishes.applied(name),
+            accounts=self._accounts.of(name),
+            counts=self._stations.counts(name),
+        )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -14,14 +16,24 @@ from typing import TYPE_CHECKING, Literal
 from outstation._version import __version__
 from outstation.clock import Clock, SystemClock
 from outstation.durable import make_directories
-from outstation.errors import OutstationError, SettingsError
+from outstation.errors import (
+    AccessDeniedError,
+    ClosedError,
+    DeadlineError,
+    InvalidInputError,
+    LinkDownError,
+    OutstationError,
+    SettingsError,
+    WireError,
+)
 from outstation.wire.channel import Keepalive, Tls
 from outstation.wire.messages import HubStatus, SinkStatus
 from outstation.wire.services import Server
 from outstation_hub.access import Access
+from outstation_hub.accounts import Accounts
 from outstation_hub.backlog import Backlog
 from outstation_hub.drain import Drain
-from outstation_hub.fleet import FleetService, Wishes
+from outstation_hub.fleet import FleetService
 from outstation_hub.inbox import Inbox, Log
 from outstation_hub.push import PushService
 from outstation_hub.repository import Repository
@@ -29,7 +41,7 @@ from outstation_hub.settings import HubSettings
 from outstation_hub.sinks import Sink
 from outstation_hub.sinks.chosen import made_sinks
 from outstation_hub.stations import Stations
-from outstation_hub.status import StatusService
+from outstation_hub.wishes import Wishes
 
 if TYPE_CHECKING:
     from outstation_hub.enrolment import EnrolmentService
@@ -40,6 +52,14 @@ log = logging.getLogger("outstation.hub")
 
 # The list of stations is for people; after a crash it may be this many seconds old.
 SAVE_INTERVAL = 5.0
+# How the status calls what was refused; the first that fits.
+_REFUSED_AS: tuple[tuple[type[OutstationError], str], ...] = (
+    (WireError, "garbage"),
+    (AccessDeniedError, "denied"),
+    (DeadlineError, "silent"),
+    (InvalidInputError, "wrong"),
+    (OutstationError, "turned_away"),
+)
 # Calls beside those that stations hold open: reports, fetches, operators.
 _SHORT_CALLS = 32
 
@@ -66,19 +86,32 @@ class Hub:
             self.inbox: Log
             if self._relay is not None:
                 self.inbox = self._relay
+                self.accounts = Accounts(settings.data / "fleet" / "accounts.json", None, clock)
             else:
                 self._backlog = Backlog(settings, made_sinks(settings, clock) if sinks is None else sinks, clock)
-                self.inbox = self._backlog.inbox
+                self.inbox, self.accounts = self._backlog.inbox, self._backlog.accounts
             undo.callback(self._let_go)
             self.stations = Stations(settings.data / "fleet" / "stations.json", clock)
-            self.wishes = Wishes(settings.data / "fleet" / "desired.json")
+            self.stations.on_told(self.accounts.told)
+            self.wishes = Wishes(settings.data / "fleet" / "desired.json", self.stations, clock)
             enrolment, access = _enrolment(settings, clock)
-            self._push = PushService(self.inbox, self.stations, access, clock, hello_timeout=settings.hello_timeout)
+            self._push = PushService(
+                self.inbox, self.stations, self.accounts, access, clock, hello_timeout=settings.hello_timeout
+            )
+            fleet = FleetService(
+                self.wishes,
+                self.stations,
+                self.accounts,
+                repository,
+                access,
+                status=self.status,
+                is_connected=self._push.is_connected,
+            )
             self.mqtt = _mqtt(settings, self.inbox, self.stations, self.wishes, clock)
-            fleet = FleetService(self.wishes, self.stations, repository, access)
-            status = StatusService(self._status, access)
+            self._refused: Counter[str] = Counter()
+            services = [self._push.handler(self._note_refused), fleet.handler(self._note_refused)]
             self._server = Server(
-                [self._push.handler, fleet.handler, status.handler, *([enrolment.handler] if enrolment else [])],
+                [*services, *([enrolment.handler] if enrolment else [])],
                 workers=2 * settings.max_stations + _SHORT_CALLS,  # each station holds a Push and a watch
                 tls=tls,
                 max_message_bytes=settings.max_message_bytes + (64 << 10),
@@ -92,6 +125,7 @@ class Hub:
             undo.pop_all()
         self._stopping = threading.Event()
         self._closed = False
+        self._started_unix_nano = clock.time_unix_nano()
         self._saver = threading.Thread(target=self._save, name="outstation-hubserver-saver", daemon=True)
 
     @property
@@ -104,6 +138,22 @@ class Hub:
         """The stations that are connected now."""
         behind_broker = self.mqtt.connected if self.mqtt else ()
         return tuple(sorted({*self._push.connected, *behind_broker}))
+
+    def status(self) -> HubStatus:
+        """What the hub has done and refused since it started."""
+        counts = Counter(asdict(self.inbox.counts)) + self._push.counts + self._refused
+        if self._relay is None:
+            sinks = tuple(drain.status for drain in self.drains)
+        else:
+            sinks = (SinkStatus("relay", self._relay.blocks_under_way, failure=self._relay.failure),)
+        return HubStatus(
+            f"outstation {__version__}",
+            self._started_unix_nano,
+            len(self.stations),
+            len(self.connected),
+            dict(counts),
+            sinks,
+        )
 
     def start(self) -> None:
         """Take stations at :attr:`address`."""
@@ -150,23 +200,6 @@ class Hub:
         if self._relay is not None:
             self._relay.close()
 
-    def _status(self) -> HubStatus:
-        if self._relay is None:
-            sinks = tuple(drain.status for drain in self.drains)
-        else:
-            sinks = (SinkStatus("relay", self._relay.blocks_under_way, failure=self._relay.failure),)
-        counts = self.inbox.counts
-        return HubStatus(
-            f"outstation-hub {__version__}",
-            len(self.connected),
-            counts.blocks,
-            counts.records,
-            counts.duplicates,
-            counts.refused,
-            counts.damaged,
-            sinks,
-        )
-
     def _save(self) -> None:
         while True:
             stopping = self._clock.wait(self._stopping, SAVE_INTERVAL)
@@ -174,8 +207,13 @@ class Hub:
                 self.stations.save()
             except OutstationError as exc:
                 log.warning("the list of stations could not be saved: %s", exc)
+            self.accounts.keep()
             if stopping:
                 return
+
+    def _note_refused(self, error: OutstationError) -> None:
+        if not isinstance(error, LinkDownError | ClosedError):  # whoever went away was not refused
+            self._refused[next(word for kind, word in _REFUSED_AS if isinstance(error, kind))] += 1
 
 
 def _enrolment(settings: HubSettings, clock: Clock) -> tuple[EnrolmentService | None, Access]:

@@ -59,6 +59,14 @@ class MissingRecordsError(ProviderUnavailableError):
     """The message follows another that has not come: taking it would raise the mark over a hole."""
 
 
+class Watcher(Protocol):
+    """Who counts what comes. Called under the inbox's lock: returns at once."""
+
+    def appended(self, station: str, stream: str, header: BlockHeader, receipt: Receipt) -> None:
+        """The block with *header* was appended; it is there for good once *receipt* is done without an error."""
+        ...
+
+
 class Inbox(BlockChecks):
     """Takes blocks. Thread-safe."""
 
@@ -69,11 +77,13 @@ class Inbox(BlockChecks):
         *,
         max_block_bytes: int,
         has_room: Callable[[int], bool] = lambda size_bytes: True,
+        watcher: Watcher | None = None,
     ) -> None:
         """*has_room*: whether the disk may take that much more; asked for each block, so it must be cheap."""
         super().__init__(max_block_bytes, clock)
         self.stream = buffer.stream(INBOX)
         self._has_room = has_room
+        self._watcher = watcher
         # Under the lock of the checks the mark is read and the block appended as one step.
         # The last receipt of each key; one that is done says nothing that the mark does not, and is swept away.
         self._receipts: dict[str, Receipt] = {}
@@ -153,7 +163,9 @@ class Inbox(BlockChecks):
         data = message.block
         if header.first_sequence <= taken:
             data = _trimmed(message, taken)
-            if not data:  # nothing but numbers that the station has dropped itself
+            if data:
+                header = BlockHeader.unpack(data)
+            else:  # nothing but numbers that the station has dropped itself
                 return None if earlier is None or earlier.done else earlier
         if not self._has_room(len(data)):
             raise BufferFullError("The disk is as full as it may be.")
@@ -166,6 +178,8 @@ class Inbox(BlockChecks):
         self.counts.trimmed += data is not message.block
         self.counts.blocks += 1
         self.counts.records += header.count
+        if self._watcher is not None:
+            self._watcher.appended(station, message.stream, header, receipt)
         self._receipts[key] = receipt
         if len(self._receipts) > self._sweep_at:
             self._receipts = {k: r for k, r in self._receipts.items() if not r.done or r.error is not None}

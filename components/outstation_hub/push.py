@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,6 +18,7 @@ from outstation._version import __version__
 from outstation.clock import Clock
 from outstation.errors import (
     ClosedError,
+    CorruptBlockError,
     DeadlineError,
     InvalidInputError,
     LinkDownError,
@@ -26,10 +27,13 @@ from outstation.errors import (
     RefusedError,
 )
 from outstation.provider import Acknowledgement, Message
+from outstation.types import STREAM_NAME
 from outstation.wire import convert
 from outstation.wire.messages import Downward, Hello, Ledgers, Upward, Welcome
 from outstation.wire.services import Caller, handler
 from outstation_hub.access import Access
+from outstation_hub.accounts import Accounts
+from outstation_hub.duels import Duels, Holder
 from outstation_hub.inbox import Log
 from outstation_hub.stations import Stations
 
@@ -37,6 +41,8 @@ log = logging.getLogger("outstation.hub")
 
 # A reason is for people; a damaged stream name in it could have any length.
 MAX_REASON = 500
+# What a station says to be told from another device of its name; sixteen characters in truth.
+MAX_INSTANCE = 64
 # Refusals that wait to be sent; a station that earns more than this and reads none is cut off.
 MAX_REFUSALS = 1000
 
@@ -44,26 +50,42 @@ MAX_REFUSALS = 1000
 class PushService:
     """Serves ``outstation.v1.Sync``. Thread-safe."""
 
-    def __init__(self, log_: Log, stations: Stations, access: Access, clock: Clock, *, hello_timeout: float) -> None:
+    def __init__(
+        self,
+        log_: Log,
+        stations: Stations,
+        accounts: Accounts,
+        access: Access,
+        clock: Clock,
+        *,
+        hello_timeout: float,
+    ) -> None:
         self._log = log_
         self._stations = stations
+        self._accounts = accounts
         self._access = access
         self._clock = clock
         self._hello_timeout = hello_timeout
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
+        self._duels = Duels()
         self._readers: set[threading.Thread] = set()
         self._closing = False
+        self.counts: Counter[str] = Counter()  # of take-overs, since the hub started
 
-    @property
-    def handler(self) -> Any:
-        return handler("outstation.v1.Sync", {convert.PUSH: self.push})
+    def handler(self, on_refused: Callable[[OutstationError], None] = lambda error: None) -> Any:
+        """The service; *on_refused* hears of each call that failed."""
+        return handler("outstation.v1.Sync", {convert.PUSH: self.push}, on_refused=on_refused)
 
     @property
     def connected(self) -> tuple[str, ...]:
         """The stations that are connected now."""
         with self._lock:
             return tuple(sorted(self._sessions))
+
+    def is_connected(self, station: str) -> bool:
+        """Whether *station* is connected now."""
+        return station in self._sessions
 
     def push(self, requests: Iterator[Upward | None], caller: Caller) -> Iterator[Downward]:
         session = Session()
@@ -124,10 +146,14 @@ class PushService:
             raise InvalidInputError("The first message must be a Hello.")
         self._access.station(caller, hello.station)
         self._stations.connected(hello.station, hello.software)
+        now = self._clock.monotonic()
+        session.holder = Holder(hello.instance[:MAX_INSTANCE], now)
         with self._lock:
             if self._closing:
                 raise ProviderUnavailableError("The hub is closing.")
             older = self._sessions.get(hello.station)
+            if older is not None:
+                self._take_over(hello.station, session, older, now)
             self._sessions[hello.station] = session
         if older is not None:
             # After a cut the hub may still hold the dead connection; and two devices may share one name. The
@@ -136,6 +162,18 @@ class PushService:
             older.fail(ProviderUnavailableError(f"Another connection of station {hello.station!r} took over."))
         self._log.forget(hello.station)
         session.welcome(hello.station)
+
+    def _take_over(self, station: str, newcomer: Session, older: Session, now: float) -> None:
+        """Count it, or raise ProviderUnavailableError when the older one may keep the connection for now."""
+        wait = self._duels.wait(station, newcomer.holder.instance, older.holder, now)
+        self.counts["held_off" if wait else "taken_over"] += 1
+        if self._duels.is_doubled(station, now):
+            self._stations.count(station, "two_devices")
+        if wait:
+            raise ProviderUnavailableError(
+                f"Another device uses the name {station!r} at the same time; it keeps the connection for {wait:.0f} s.",
+                hint="Give each device a name and a certificate of its own.",
+            )
 
     def _take(self, session: Session, message: Message) -> None:
         acknowledgement = Acknowledgement(message.stream, message.epoch, message.last_sequence)
@@ -152,8 +190,17 @@ class PushService:
             held_bytes = self._log.take(session.station, message, session.stop, done)
             if held_bytes:
                 session.hold(replace(acknowledgement, held_bytes=held_bytes))
+        except ProviderUnavailableError as exc:
+            if isinstance(exc.__cause__, CorruptBlockError):
+                self._stations.count(session.station, "damaged")
+            raise
         except RefusedError as exc:
             self._log.counts.refused += 1
+            self._stations.count(session.station, "refused")
+            if STREAM_NAME.fullmatch(message.stream) and 0 < message.first_sequence <= message.last_sequence:
+                self._accounts.refused(
+                    session.station, message.stream, message.epoch, message.first_sequence, message.last_sequence
+                )
             log.warning("refused a block of %r: %s", session.station, exc)
             session.refuse(Acknowledgement(message.stream, message.epoch, message.last_sequence, str(exc)[:MAX_REASON]))
 
@@ -163,6 +210,7 @@ class Session:
 
     def __init__(self) -> None:
         self.station = ""
+        self.holder = Holder("", 0.0)
         self.stop = threading.Event()  # the reader waits on it while the inbox is full
         self._changed = threading.Condition()
         self._through: dict[tuple[str, int], int] = {}

@@ -20,7 +20,15 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import msgspec
 
 from outstation.errors import SettingsError
-from outstation.types import STATION_NAME, AcknowledgedBy, Durability, Identity, WhenFull, checked_name
+from outstation.types import (
+    STATION_NAME,
+    AcknowledgedBy,
+    Durability,
+    Identity,
+    WhenFull,
+    checked_labels,
+    checked_name,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,7 +58,7 @@ class StationSettings(Table, frozen=True):
     name: str = ""  # "" = the host's name
     data_dir: str = "outstation-data"  # everything durable lives below this folder
     socket: str = ""  # the agent's unix socket; "" = DATA_DIR/agent.sock
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = {}  # what operators group stations by, such as line = "3"; they travel to the far end
 
 
 class StreamSettings(Table, frozen=True):
@@ -148,7 +156,8 @@ class Settings(Table, frozen=True):
     @property
     def identity(self) -> Identity:
         name = self.station.name or re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
-        return Identity(checked_name(STATION_NAME, name, "station"), dict(self.station.labels))
+        labels = checked_labels(self.station.labels, "[station]")
+        return Identity(checked_name(STATION_NAME, name, "station"), labels)
 
     @property
     def agent_socket(self) -> Path:

@@ -188,6 +188,7 @@ class StationParts:
             revision=self.revision,
             time_unix_nano=self.clock.time_unix_nano(),
             software=SOFTWARE,
+            labels=self.settings.identity.labels,
         )
 
     def local_models(self) -> Models:

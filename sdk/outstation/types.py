@@ -13,6 +13,10 @@ STREAM_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 # Certificates, MQTT topics and file names all carry a station's name, so it keeps to what each of them allows.
 STATION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# Labels are what operators group stations by; they travel in every report and are kept for each station of a fleet.
+LABEL_NAME = re.compile(r"[a-z0-9][a-z0-9._/-]{0,62}")
+LABEL_VALUE = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
+MAX_LABELS = 32
 
 NO_ATTRIBUTES: Mapping[str, str] = {}
 OCTETS = "application/octet-stream"
@@ -23,6 +27,19 @@ def checked_name(pattern: re.Pattern[str], name: str, what: str) -> str:
     if not isinstance(name, str) or pattern.fullmatch(name) is None:
         raise InvalidNameError(f"{name!r} is no name of a {what}.", hint=f"It must match {pattern.pattern}.")
     return name
+
+
+def checked_labels(labels: Mapping[str, str], what: str) -> dict[str, str]:
+    """*labels* if each name and value is one and there are not too many, else :class:`InvalidNameError`."""
+    if len(labels) > MAX_LABELS:
+        raise InvalidNameError(f"{what} has {len(labels)} labels; {MAX_LABELS} is the most.")
+    for name, value in labels.items():
+        checked_name(LABEL_NAME, name, "label")
+        if not isinstance(value, str) or LABEL_VALUE.fullmatch(value) is None:
+            raise InvalidNameError(
+                f"{value!r} is no value of the label {name!r}.", hint="1 to 128 characters on one line."
+            )
+    return dict(labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +203,7 @@ class StreamReport:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What a station tells of itself: link, backlog, versions. ``revision`` is the desired one it acts on."""
+    """What a station tells of itself: link, backlog, versions, labels. ``revision`` is the desired one it acts on."""
 
     models: tuple[ModelReport, ...] = ()
     streams: tuple[StreamReport, ...] = ()
@@ -194,6 +211,7 @@ class Reported:
     revision: int = 0
     time_unix_nano: int = 0
     software: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

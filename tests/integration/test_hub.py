@@ -32,9 +32,9 @@ from outstation.provider import Message
 from outstation.testing import FlakyLink
 from outstation.testing.contract import Ear, message
 from outstation.types import DesiredModel, DropReason, Ledger, Reported, StreamReport
-from outstation.wire import BlockHeader, Columns, convert, encode, parts
+from outstation.wire import BlockHeader, Columns, convert, encode, fleet, parts
 from outstation.wire.client import Client
-from outstation.wire.messages import Hello, Wish
+from outstation.wire.messages import Hello, StationsRequest, Wish
 from outstation.wire.method import Codec, Method
 from outstation_hub import Hub
 from outstation_hub.access import Access
@@ -450,7 +450,7 @@ def test_the_account_from_the_uplink_is_shown_with_the_station(hub, connect):
     uplink.send_ledgers((StreamReport("events", 7, ledger),), 5)
     wait_until(lambda: any(entry.reported.streams for entry in hub.stations.list()))
     with Client(hub.address) as client:
-        (entry,) = client.unary(convert.LIST_STATIONS)(None, 5)
+        (entry,) = client.unary(fleet.LIST_STATIONS)(StationsRequest(), 5).stations
     assert entry.reported.streams[0].ledger == ledger
     assert entry.reported.software.startswith("outstation ")
 

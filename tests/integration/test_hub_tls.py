@@ -9,10 +9,10 @@ from hub_parts import hub_provider, hub_settings
 from outstation.errors import AccessDeniedError, LinkError, SettingsError
 from outstation.testing.contract import Ear, message
 from outstation.types import DesiredModel, Reported
-from outstation.wire import convert
+from outstation.wire import convert, fleet
 from outstation.wire.channel import Tls
 from outstation.wire.client import Client
-from outstation.wire.messages import Wish
+from outstation.wire.messages import StationsRequest, Wish
 from outstation_hub import Hub
 
 
@@ -104,13 +104,13 @@ def test_only_operators_see_and_steer_the_fleet(hub, authority):
         with pytest.raises(AccessDeniedError, match="operator"):
             mine.unary(convert.SET_DESIRED)(wish, 5)
         with pytest.raises(AccessDeniedError):
-            mine.unary(convert.LIST_STATIONS)(None, 5)
+            mine.unary(fleet.LIST_STATIONS)(StationsRequest(), 5)
         with pytest.raises(AccessDeniedError):
             mine.unary(convert.GET_DESIRED)("press-8", 5)
     with client("operator") as operator:
         assert operator.unary(convert.SET_DESIRED)(wish, 5).revision == 1
         assert operator.unary(convert.GET_DESIRED)("press-8", 5).revision == 1
-        assert operator.unary(convert.LIST_STATIONS)(None, 5) == ()
+        assert operator.unary(fleet.LIST_STATIONS)(StationsRequest(), 5).stations == ()
 
 
 def test_half_a_pair_of_certificate_and_key_is_said_so(hub, authority):

@@ -23,12 +23,12 @@ from outstation.wire.topics import (
     read_presence,
     read_reported,
 )
-from outstation_hub.fleet import Wishes
 from outstation_hub.inbox import Inbox
 from outstation_hub.mqtt.speaker import Speaker
 from outstation_hub.mqtt.taker import Counts, Inlet, Taker
 from outstation_hub.settings import HubSettings
 from outstation_hub.stations import MAX_KNOWN, Stations
+from outstation_hub.wishes import Wishes
 
 log = logging.getLogger("outstation.hub")
 

@@ -11,8 +11,8 @@ from outstation.errors import DeadlineError, LinkError
 from outstation.types import Desired
 from outstation.wire.mqtt import Connection, Publication
 from outstation.wire.topics import JSON, Topics, Word, document
-from outstation_hub.fleet import Wishes
 from outstation_hub.stations import Stations
+from outstation_hub.wishes import Wishes
 
 log = logging.getLogger("outstation.hub")
 

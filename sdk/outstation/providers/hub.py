@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import secrets
 import threading
 import time
 from collections import deque
@@ -107,6 +108,7 @@ class _Link:
 
     def __init__(self, station: str, options: HubOptions, tls: Tls | None, clock: Clock) -> None:
         self.address = options.address
+        self.instance = secrets.token_hex(8)  # the hub tells two devices of one name by it
         self._station = station
         self._options = options
         self._tls = tls
@@ -184,7 +186,8 @@ class HubUplink:
             # just come back.
             client.wait_ready(timeout, self._abandoned)
             self._link.renew_if_due(timeout)
-            connection = _Connection(self._station, self._link.client(), listener)
+            hello = Hello(self._station, f"outstation {__version__}", self._link.instance)
+            connection = _Connection(hello, self._link.client(), listener)
             try:
                 connection.wait_welcome(max(0.25, deadline - time.monotonic()))
             except OutstationError:
@@ -260,8 +263,8 @@ class _Outbox:
 class _Connection:
     """One ``Push`` call, from Hello to its end."""
 
-    def __init__(self, station: str, client: Client, listener: UplinkListener) -> None:
-        self.outbox = _Outbox(Hello(station, f"outstation {__version__}"))
+    def __init__(self, hello: Hello, client: Client, listener: UplinkListener) -> None:
+        self.outbox = _Outbox(hello)
         self._listener = listener
         self._changed = threading.Condition()
         self._welcome = False

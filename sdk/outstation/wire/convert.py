@@ -1,4 +1,4 @@
-"""Messages of sync, fleet and enroll.proto to values of ours and back: the only file that names their classes.
+"""Messages between stations and hubs to values of ours and back; :mod:`outstation.wire.fleet` has the operators'.
 
 What comes from outside is checked here for its shape alone (WireError); whether it is allowed is for the receiver.
 Unknown fields, and words of an enumeration that a newer side has added, never make a message unreadable.
@@ -29,11 +29,8 @@ from outstation.wire.messages import (
     EnrollRequest,
     FetchRequest,
     Hello,
-    HubStatus,
     IssuedCertificate,
     Ledgers,
-    SinkStatus,
-    StationEntry,
     StationReport,
     Upward,
     Welcome,
@@ -96,7 +93,8 @@ def upward_to_wire(value: Upward) -> sync_pb2.PushRequest:
     if isinstance(value, Ledgers):
         streams = map(stream_report_to_wire, value.reports)
         return sync_pb2.PushRequest(ledgers=sync_pb2.LedgerReport(streams=streams))
-    return sync_pb2.PushRequest(hello=sync_pb2.Hello(station=value.station, software=value.software))
+    hello = sync_pb2.Hello(station=value.station, software=value.software, instance=value.instance)
+    return sync_pb2.PushRequest(hello=hello)
 
 
 def upward_from_wire(m: sync_pb2.PushRequest) -> Upward | None:
@@ -108,7 +106,7 @@ def upward_from_wire(m: sync_pb2.PushRequest) -> Upward | None:
     if kind == "ledgers":
         return Ledgers(tuple(map(stream_report_from_wire, m.ledgers.streams)))
     if kind == "hello":
-        return Hello(m.hello.station, m.hello.software)
+        return Hello(m.hello.station, m.hello.software, m.hello.instance)
     return None
 
 
@@ -150,7 +148,8 @@ def stream_report_to_wire(value: StreamReport) -> sync_pb2.StreamReport:
     ledger = sync_pb2.Ledger(
         appended=value.ledger.appended,
         acknowledged=value.ledger.acknowledged,
-        pending=value.ledger.pending,
+        # A count below nothing cannot be sent, and one wrong account must not keep every record from leaving.
+        pending=max(0, value.ledger.pending),
         dropped={reason.value: count for reason, count in value.ledger.dropped.items()},
     )
     return sync_pb2.StreamReport(
@@ -210,6 +209,7 @@ def reported_to_wire(value: Reported) -> fleet_pb2.Reported:
         revision=value.revision,
         time_unix_nano=value.time_unix_nano,
         software=value.software,
+        labels=value.labels,
     )
 
 
@@ -221,6 +221,7 @@ def reported_from_wire(m: fleet_pb2.Reported) -> Reported:
         revision=m.revision,
         time_unix_nano=m.time_unix_nano,
         software=m.software,
+        labels=dict(m.labels),
     )
 
 
@@ -284,26 +285,6 @@ def _wish_from_wire(m: fleet_pb2.SetDesiredRequest) -> Wish:
     return Wish(m.station, _models_from_wire(m.models))
 
 
-def _stations_to_wire(entries: Iterable[StationEntry]) -> fleet_pb2.ListStationsResponse:
-    return fleet_pb2.ListStationsResponse(
-        stations=[
-            fleet_pb2.StationEntry(
-                station=entry.station,
-                reported=reported_to_wire(entry.reported),
-                last_seen_unix_nano=entry.last_seen_unix_nano,
-            )
-            for entry in entries
-        ]
-    )
-
-
-def _stations_from_wire(m: fleet_pb2.ListStationsResponse) -> tuple[StationEntry, ...]:
-    return tuple(
-        StationEntry(entry.station, reported_from_wire(entry.reported), entry.last_seen_unix_nano)
-        for entry in m.stations
-    )
-
-
 _STATION: Codec[str] = codec(
     fleet_pb2.GetDesiredRequest, lambda name: fleet_pb2.GetDesiredRequest(station=name), lambda m: m.station
 )
@@ -326,52 +307,6 @@ FETCH: Method[FetchRequest, bytes] = Method(
 )
 SET_DESIRED: Method[Wish, Desired] = Method(
     "/outstation.v1.Fleet/SetDesired", codec(fleet_pb2.SetDesiredRequest, _wish_to_wire, _wish_from_wire), _DESIRED
-)
-LIST_STATIONS: Method[None, tuple[StationEntry, ...]] = Method(
-    "/outstation.v1.Fleet/ListStations",
-    codec(fleet_pb2.ListStationsRequest, lambda _: fleet_pb2.ListStationsRequest(), lambda _: None),
-    codec(fleet_pb2.ListStationsResponse, _stations_to_wire, _stations_from_wire),
-)
-
-
-# -- the hub itself ----------------------------------------------------------------------------------------------
-
-
-def _status_to_wire(value: HubStatus) -> fleet_pb2.HubStatus:
-    return fleet_pb2.HubStatus(
-        software=value.software,
-        connected=value.connected,
-        blocks=value.blocks,
-        records=value.records,
-        duplicates=value.duplicates,
-        refused=value.refused,
-        damaged=value.damaged,
-        sinks=[
-            fleet_pb2.SinkStatus(
-                name=sink.name,
-                waiting_blocks=sink.waiting_blocks,
-                written_unix_nano=sink.written_unix_nano,
-                failure=sink.failure,
-                failing_since_unix_nano=sink.failing_since_unix_nano,
-                set_aside=sink.set_aside,
-            )
-            for sink in value.sinks
-        ],
-    )
-
-
-def _status_from_wire(m: fleet_pb2.HubStatus) -> HubStatus:
-    sinks = tuple(
-        SinkStatus(s.name, s.waiting_blocks, s.written_unix_nano, s.failure, s.failing_since_unix_nano, s.set_aside)
-        for s in m.sinks
-    )
-    return HubStatus(m.software, m.connected, m.blocks, m.records, m.duplicates, m.refused, m.damaged, sinks)
-
-
-GET_STATUS: Method[None, HubStatus] = Method(
-    "/outstation.v1.Hub/GetStatus",
-    codec(fleet_pb2.HubStatusRequest, lambda _: fleet_pb2.HubStatusRequest(), lambda _: None),
-    codec(fleet_pb2.HubStatus, _status_to_wire, _status_from_wire),
 )
 
 

@@ -75,31 +75,40 @@ class Caller:
 Function = Callable[[Any, Caller], Any]
 
 
-def handler(service: str, functions: Mapping[Method[Any, Any], Function]) -> Any:
+def _nobody(_: OutstationError) -> None: ...
+
+
+def handler(
+    service: str,
+    functions: Mapping[Method[Any, Any], Function],
+    *,
+    on_refused: Callable[[OutstationError], None] = _nobody,
+) -> Any:
     """*functions* as one gRPC service of the full name *service*, for :class:`Server`.
 
     A function takes (request, caller), or (iterator of requests, caller), and returns the response, or an iterator
-    of responses, as values of the method's codecs. An OutstationError that it raises reaches the caller as itself.
+    of responses, as values of the method's codecs. An OutstationError that it raises reaches the caller as itself;
+    *on_refused* hears of it too, be it of a request that could not be read. It is called on the call's thread.
     """
     prefix = f"/{service}/"
     bound = {}
     for method, function in functions.items():
         if not method.path.startswith(prefix):
             raise InvalidInputError(f"{method.path} is no method of the service {service}.")
-        bound[method.path[len(prefix) :]] = _bound(method, function)
+        bound[method.path[len(prefix) :]] = _bound(method, function, on_refused)
     return grpc.method_handlers_generic_handler(service, bound)
 
 
-def _bound(method: Method[Any, Any], function: Function) -> Any:
+def _bound(method: Method[Any, Any], function: Function, on_refused: Callable[[OutstationError], None]) -> Any:
     decode, encode = method.request.decode, method.response.encode
 
     def one(request: Any, context: Any) -> bytes:
-        with _aborting(context, method.path):
+        with _aborting(context, method.path, on_refused):
             value = _requests(request, decode) if method.streams_requests else decode(request)
             return encode(function(value, Caller(context)))
 
     def many(request: Any, context: Any) -> Iterator[bytes]:
-        with _aborting(context, method.path):
+        with _aborting(context, method.path, on_refused):
             value = _requests(request, decode) if method.streams_requests else decode(request)
             for response in function(value, Caller(context)):
                 yield encode(response)
@@ -122,10 +131,11 @@ def _requests(requests: Iterator[bytes], decode: Callable[[bytes], Any]) -> Iter
 
 
 @contextmanager
-def _aborting(context: Any, path: str) -> Iterator[None]:
+def _aborting(context: Any, path: str, on_refused: Callable[[OutstationError], None]) -> Iterator[None]:
     try:
         yield
     except OutstationError as exc:
+        on_refused(exc)
         status = next(status for kind, status in STATUS_OF if isinstance(exc, kind))
         metadata = ((ERROR_KEY, type(exc).__name__), (HINT_KEY, exc.hint.encode()[:MAX_HINT_BYTES]))
         context.set_trailing_metadata(metadata)

@@ -17,12 +17,14 @@ class PushRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., block: _Optional[_Union[Block, _Mapping]] = ..., ledgers: _Optional[_Union[LedgerReport, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("station", "software")
+    __slots__ = ("station", "software", "instance")
     STATION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     station: str
     software: str
-    def __init__(self, station: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
+    instance: str
+    def __init__(self, station: _Optional[str] = ..., software: _Optional[str] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class Block(_message.Message):
     __slots__ = ("stream", "epoch", "first_sequence", "last_sequence", "data")
