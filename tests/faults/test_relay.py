@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import threading
@@ -13,8 +14,11 @@ import pytest
 from hub_parts import HubProcess, Station, hub_provider, hub_settings
 from nats_parts import NatsServer
 from outstation.errors import ClosedError, ProviderUnavailableError
+from outstation.provider import Message
 from outstation.testing import FlakyLink
 from outstation.testing.contract import Ear, message
+from outstation.wire import Columns, encode
+from outstation.wire.parts import Cutting
 from outstation_hub import Hub
 from support import wait_until
 
@@ -214,6 +218,20 @@ def test_beyond_the_duplicate_window_the_log_itself_knows_what_it_has(server):
     assert (relay.counts.records, relay.counts.duplicates) == (20, 1)
     relay.close()
     assert numbers(server) == list(range(1, 41))
+
+
+def test_a_record_larger_than_a_message_arrives_in_parts(server, relays):
+    large = random.Random(1).randbytes(300_000)
+    block = encode(Columns([1], [5], [large]), epoch=7)
+    cutting, offset = Cutting(block), 0
+    while offset < len(block):
+        data, offset = cutting.part(offset, 100_000)
+        fate = Fate()
+        held = relays[0].take("press-7", Message("events", 7, 1, 1, data), threading.Event(), fate)
+        assert held == (offset if offset < len(block) else 0)
+    assert fate.wait() is None
+    ((_, _, payload),) = server.messages()
+    assert payload == large
 
 
 def test_a_new_life_of_a_stream_begins_again_beside_the_old_one(server, relays):
