@@ -144,6 +144,20 @@ def test_a_delta_that_was_damaged_on_its_way_is_not_applied(far, device, at):
     arrives(device, far, whole=True)
 
 
+def test_a_whole_file_that_was_tampered_with_does_not_matter_where_a_good_delta_is(far, device):
+    far.offer()
+    far.change(far.place("pump/2.0.0/model.onnx"), lambda data: b"evil" + data[4:])
+    arrives(device, far, whole=False)
+
+
+def test_whole_file_and_delta_that_were_tampered_with_are_refused(far, device):
+    far.change(far.offer(), lambda data: data[:-1] + bytes([data[-1] ^ 1]))
+    far.change(far.place("pump/2.0.0/model.onnx"), lambda data: b"evil" + data[4:])
+    wait_until(lambda: device.phase("2.0.0") is ModelPhase.REFUSED)
+    assert "sha256" in device.reason("2.0.0")
+    assert device.active() == "1.0.0"
+
+
 @pytest.mark.parametrize(
     "delta",
     [
