@@ -17,7 +17,7 @@ STEPS = 6
 LONG, LONG_CHANCE = 2.0, 0.08
 HEAL_CHANCE = 0.7  # else the fault lasts while the next ones come
 WIPE_CHANCE = 0.25
-REST_TIMEOUT = 60.0  # seconds in which a healed plant must confirm, and send, all it holds
+REST_TIMEOUT = 120.0  # seconds in which a healed plant must confirm, and send, all it holds
 
 
 @dataclass(frozen=True)
