@@ -175,9 +175,12 @@ class Account:
 
     @property
     def complete(self) -> bool:
-        """Everything that was appended is here, or is known not to come, and for what reason."""
+        """Everything that was appended is here, or is known not to come, and for what reason.
+
+        What a station dropped while it was under way may be in both: it came, and the station does not know.
+        """
         ledger = self.report.ledger
-        return not ledger.pending and self.records + self.refused + ledger.dropped_total == ledger.appended
+        return not ledger.pending and self.records + self.refused + ledger.dropped_total >= ledger.appended
 
 
 def _numbers_dropped(ledger: Ledger) -> int:
