@@ -333,8 +333,8 @@ class Committer:
         number = stream.balance.rewrites + 1
         pending = stream.pending_in(segment)
         mended = repair(self._access, segment, stream.balance.start, number, pending=pending, insistent=insistent)
+        stream.learn_marks(mended.marks)  # before anyone is told that they are all known
         stream.put_back(mended.segment, thinned=0, corrupt=mended.lost, rewrite=number)
-        stream.learn_marks(mended.marks)
         log.warning(
             "A damaged segment of the stream %r was mended: %s; %d records are lost.",
             stream.name,

@@ -87,8 +87,8 @@ class Committed:
         self._settled = threading.Condition(self._lock)  # a commit has ended, well or not
         self._closed = False
         self._places: OrderedDict[int, Place] = OrderedDict()
+        self._has_unread = any(segment.unread for segment in self.segments)
         self._stored_bytes = 0
-        self._has_unread = False
         self._measure()
 
     @property
@@ -195,6 +195,7 @@ class Committed:
             self.balance = balance._replace(retired=max(through, balance.retired))
             self.balance_dirty = True
             self.suspects -= gone
+            self._has_unread = any(segment.unread for segment in self.segments)
             self._measure()
 
     def give_up(self, segment: Segment) -> None:
@@ -218,6 +219,7 @@ class Committed:
             ]
             self._measure()
             self._replace_segment(segment)
+            self._has_unread = any(segment.unread for segment in self.segments)
             self._settled.notify_all()
 
     def suspect(self, serials: set[int], *, hopeless: bool = False) -> None:
@@ -358,7 +360,6 @@ class Committed:
             self._measure()
 
     def _measure(self) -> None:
-        self._has_unread = any(segment.unread for segment in self.segments)
         self._resize(sum(segment.file_bytes for segment in self.segments))
 
     def _resize(self, stored_bytes: int) -> None:
