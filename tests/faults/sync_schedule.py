@@ -12,7 +12,8 @@ from typing import Any
 from faults.sync_plant import Plant
 from faults.sync_process import Process
 
-STEPS = 6
+STEPS = 5
+FLOW_CHANCE = 0.7  # that a fault waits until records flow again; else it comes upon a link that is still recovering
 # Longer than the keepalive of the plant's link: what is swallowed that long must be noticed.
 LONG, LONG_CHANCE = 2.0, 0.08
 HEAL_CHANCE = 0.7  # else the fault lasts while the next ones come
@@ -28,10 +29,13 @@ class Step:
     how: Any
     seconds: float
     heals: bool
+    flows: bool = False  # it comes when records flow, if all was well before
 
     def __str__(self) -> str:
         how = "" if self.how is None else f" {self.how}"
-        return f"{self.fault}{how} for {self.seconds:.2f} s{'' if self.heals else ', not healed'}"
+        when = "in the flow, " if self.flows else ""
+        end = "" if self.heals else ", not healed"
+        return f"{when}{self.fault}{how} for {self.seconds:.2f} s{end}"
 
 
 def drawn(seed: int, *, small_disk: bool, tls: bool, broker: bool = False) -> list[Step]:
@@ -44,7 +48,8 @@ def drawn(seed: int, *, small_disk: bool, tls: bool, broker: bool = False) -> li
     steps = []
     for name in dice.sample(names, STEPS):
         seconds = LONG if dice.random() < LONG_CHANCE else dice.uniform(0.05, 0.4)
-        steps.append(Step(name, FAULTS[name].draw(dice), seconds, dice.random() < HEAL_CHANCE))
+        heals, flows = dice.random() < HEAL_CHANCE, dice.random() < FLOW_CHANCE
+        steps.append(Step(name, FAULTS[name].draw(dice), seconds, heals, flows))
     if dice.random() < WIPE_CHANCE:
         steps.insert(dice.randint(0, STEPS), Step("wipe", dice.choice(("drained", "undelivered")), 0.3, True))
     return steps
@@ -52,7 +57,11 @@ def drawn(seed: int, *, small_disk: bool, tls: bool, broker: bool = False) -> li
 
 def play(plant: Plant, steps: list[Step]) -> None:
     """Let it all happen. Afterwards nothing is healed but what a step healed."""
+    well = True
     for step in steps:
+        if well and step.flows:
+            plant.flowing(REST_TIMEOUT)
+        well = step.heals
         if step.fault == "wipe":
             _wipe(plant, step.how)
         else:
