@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pyarrow.parquet as pq
 
 from outstation.cli.main import main
 from outstation.clock import SystemClock
+from outstation.errors import LinkError
 from outstation.providers.hub import HubProvider
+from outstation.testing.contract import Ear, message
 from outstation.types import Identity
 from outstation.wire import convert
 from outstation.wire.client import Client
@@ -52,6 +55,52 @@ def drained(hub: Hub) -> None:
     wait_until(lambda: all(drain.lag == 0 for drain in hub.drains), 20)
 
 
+class Station:
+    """A sender that does what the uplink must: everything unacknowledged again after each loss, in order."""
+
+    def __init__(self, address: str, state_dir: Path, name: str, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.provider = hub_provider(address, state_dir, station=name, keepalive_interval=0.5, keepalive_timeout=0.5)
+        self.acknowledged = 0
+        self.stopping = threading.Event()
+        self.total = 0
+        self.make = message
+        self.thread = threading.Thread(target=self._run)
+
+    def start(self, total: int) -> None:
+        self.total = total
+        self.thread.start()
+
+    def _run(self) -> None:
+        while self.acknowledged < self.total and not self.stopping.is_set():
+            try:
+                self._once()
+            except LinkError:
+                self.stopping.wait(0.02)
+            self.provider.uplink.disconnect()
+
+    def _once(self) -> None:
+        ear = Ear()
+        self.provider.uplink.connect(ear.listener, 2)
+        sent = self.acknowledged
+        while self.acknowledged < self.total and not ear.losses and not self.stopping.is_set():
+            if sent < self.total and sent - self.acknowledged < 200:
+                # Borders differ from try to try, so blocks overlap those of before.
+                count = min(self.random.randint(1, 30), self.total - sent)
+                self.provider.uplink.send(self.make(sent + 1, count), 1)
+                sent += count
+            else:
+                self.stopping.wait(0.005)
+            self.acknowledged = max(self.acknowledged, ear.through("events"))
+
+    def finish(self, timeout: float) -> None:
+        self.thread.join(timeout)
+        self.stopping.set()
+        self.thread.join()
+        self.provider.close()
+        assert self.acknowledged == self.total
+
+
 class HubFarEnd:
     """The far end of HubProvider, for ProviderContract."""
 
@@ -83,10 +132,10 @@ class HubFarEnd:
 class HubProcess:
     """``outstation hub`` in a process of its own, which may be killed and started again at the same address."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, parquet: bool = True) -> None:
         self.folder = folder
         self.parquet = folder / "parquet"
-        self._arguments = arguments
+        self._arguments = (*(("--parquet", str(self.parquet)) if parquet else ()), *arguments)
         self.address = "127.0.0.1:0"
         self.process: subprocess.Popen[str] | None = None
 
@@ -101,7 +150,7 @@ class HubProcess:
             "--data",
             str(self.folder / "hub"),
         ]
-        command += ["--parquet", str(self.parquet), "--drain-interval", "0.05", *self._arguments]
+        command += ["--drain-interval", "0.05", *self._arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
         line = self.process.stdout.readline()
         assert line.startswith("hub ready on "), line

@@ -34,6 +34,7 @@ from outstation.wire.messages import (
     IssuedCertificate,
     Ledgers,
     ModelWish,
+    SinkStatus,
     StationEntry,
     StationReport,
     StationsPage,
@@ -68,12 +69,15 @@ ENTRY = StationEntry(
 )  # fmt: skip
 RECORDS = (Record(7, -1, b"\0\xff", "image/jpeg", {"camera": "2"}), Record(8, 2**62, b""))
 
+SINKS = (SinkStatus("parquet", 7, 5, "no room", 4, 3), SinkStatus("kafka"))
+
 SAMPLES = {
     "hello": (convert.PUSH.request, Hello("press-7", "outstation 0.1.0", "0123456789abcdef")),
     "block": (convert.PUSH.request, Message("events", 2**64 - 1, 1, 2**63, b"\0\xff")),
     "ledgers": (convert.PUSH.request, Ledgers((STREAM,))),
     "welcome": (convert.PUSH.response, Welcome("hub-1")),
     "acknowledgement": (convert.PUSH.response, Acknowledgement("events", 7, 2**63)),
+    "held": (convert.PUSH.response, Acknowledgement("events", 7, 2, held_bytes=4096)),
     "refusal": (convert.PUSH.response, Acknowledgement("events", 7, 2, "it is damaged")),
     "get-desired": (convert.GET_DESIRED.request, "press-7"),
     "desired": (
@@ -100,6 +104,7 @@ SAMPLES = {
     "stations": (fleet.LIST_STATIONS.response, StationsPage((ENTRY, StationEntry("a", Reported(), 1)), more=True)),
     "get-hub-status": (fleet.GET_HUB_STATUS.request, None),
     "hub-status": (fleet.GET_HUB_STATUS.response, HubStatus("outstation 0.1.0", 5, 7, 3, {"refused": 2**40})),
+    "hub-sinks": (fleet.GET_HUB_STATUS.response, HubStatus("outstation 0.1.0", 5, 7, 3, {}, SINKS)),
     "append": (agent.APPEND.request, agent.AppendRequest("0" * 32, "events", RECORDS)),
     "appended": (agent.APPEND.response, agent.AppendResponse("events", 8)),
     "append-refused": (agent.APPEND.response, agent.AppendResponse("events", 6, 8, "BufferFullError", "full", "wait")),

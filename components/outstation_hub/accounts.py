@@ -7,9 +7,10 @@ rest is counted again from the inbox itself, so the sum is right to the record.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,12 +18,16 @@ import msgspec
 from outstation.buffer import Receipt, Stream
 from outstation.clock import Clock
 from outstation.durable import write_atomically
-from outstation.errors import DiskError, UnsupportedVersionError, mapped_os_errors
+from outstation.errors import DiskError, OutstationError, UnsupportedVersionError, mapped_os_errors
 from outstation.types import Ledger, Reported, StreamReport
 from outstation.wire.block import BlockHeader
 from outstation.wire.messages import Account
 
+log = logging.getLogger("outstation.hub")
+
 FORMAT = 1
+# The accounts of a large fleet take a while to write: at most this part of the time goes into it.
+_SAVING_SHARE = 0.05
 # Lives of a stream that are shown beside the present one: a device that is set up anew four times in a row has told
 # what there is to tell.
 MAX_EARLIER = 3
@@ -58,8 +63,16 @@ _Arriving = tuple[Receipt, str, str, BlockHeader]
 class Accounts:
     """Thread-safe. Written by :meth:`save` alone."""
 
-    def __init__(self, path: Path, inbox: Stream, clock: Clock) -> None:
-        """Counts what came since the file was written. DiskError, UnsupportedVersionError."""
+    def __init__(
+        self, path: Path, inbox: Stream | None, clock: Clock, *, on_kept: Callable[[], None] = lambda: None
+    ) -> None:
+        """Knows what the file holds. DiskError, UnsupportedVersionError.
+
+        *inbox* is None at a hub that keeps none: then only what stations say is kept. *on_kept* is called after each
+        :meth:`keep`, when the inbox may have room.
+        """
+        self._on_kept = on_kept
+        self._keep_at = clock.monotonic()
         self._path = path
         self._inbox = inbox
         self._clock = clock
@@ -73,7 +86,9 @@ class Accounts:
         for life in known.lives:
             self._place(life)
         # Another life of the inbox counts anew.
-        self._through = known.through if known.inbox == f"{inbox.epoch:016x}" else inbox.acknowledged
+        epoch, begin = ("", 0) if inbox is None else (f"{inbox.epoch:016x}", inbox.acknowledged)
+        self._inbox_epoch = epoch
+        self._through = known.through if known.inbox == epoch else begin
         self.saved_through = self._through
 
     # -- what happens --------------------------------------------------------------------------------------------
@@ -116,11 +131,29 @@ class Accounts:
 
     def catch_up(self, through: int) -> None:
         """Count what the inbox holds beyond the file, up to *through*. Before the first block is taken."""
+        if self._inbox is None:
+            return
         for record in self._inbox.read(self._through):
             if record.sequence > through:
                 break
             header = BlockHeader.unpack(record.payload)
             self._arrived(record.attributes["station"], record.attributes["stream"], header, record.sequence)
+
+    def keep(self) -> None:
+        """As :meth:`save`, but what the disk refuses is logged: the inbox keeps what the file does not have."""
+        began = self._clock.monotonic()
+        try:
+            self.save()
+        except OutstationError as exc:
+            log.warning("the accounts could not be saved; the inbox keeps what they do not have: %s", exc)
+        ended = self._clock.monotonic()
+        self._keep_at = ended + (ended - began) / _SAVING_SHARE
+        self._on_kept()
+
+    def keep_if_due(self) -> None:
+        """As :meth:`keep`, unless the last one is so recent that the hub would do little else."""
+        if self._clock.monotonic() >= self._keep_at:
+            self.keep()
 
     def save(self) -> None:
         """Write what has changed. DiskFullError or DiskError."""
@@ -134,7 +167,7 @@ class Accounts:
                 lives = [life for streams in self._lives.values() for of in streams.values() for life in of.values()]
                 through = self._through
                 data = msgspec.json.encode(
-                    _File(inbox=f"{self._inbox.epoch:016x}", through=through, lives=lives), order="deterministic"
+                    _File(inbox=self._inbox_epoch, through=through, lives=lives), order="deterministic"
                 )
             try:
                 write_atomically(self._path, data)

@@ -14,8 +14,9 @@ from outstation.durable import make_directories, write_atomically
 from outstation.errors import CorruptBlockError, DiskError, OutstationError, mapped_os_errors
 from outstation.types import Record
 from outstation.wire.block import decode
+from outstation.wire.messages import SinkStatus
 from outstation_hub.inbox import STATION, STREAM
-from outstation_hub.sinks import Arrival, Sink
+from outstation_hub.sinks import Arrival, KeepsPosition, Position, Rejects, Sink, Tidies
 
 log = logging.getLogger("outstation.hub")
 
@@ -70,8 +71,11 @@ class Drain:
         self._quarantine = folder / f"{sink.name}.quarantine"
         self._cursor = max(self._load_cursor(), inbox.acknowledged)
         self._stopping = threading.Event()
+        self._asked = False
         self.damaged = len(list(self._quarantine.glob("*.oblk")))  # blocks that could not be opened
         self._failure = ""
+        self._failing_since = 0
+        self._written = 0
         self._thread = threading.Thread(target=self._run, name=f"outstation-hubserver-{sink.name}", daemon=True)
 
     @property
@@ -89,6 +93,14 @@ class Drain:
         """Why the sink does not take anything now; "" when it does."""
         return self._failure
 
+    @property
+    def status(self) -> SinkStatus:
+        """How it stands, for operators."""
+        rejected = self.sink.rejected if isinstance(self.sink, Rejects) else 0
+        return SinkStatus(
+            self.sink.name, self.lag, self._written, self._failure, self._failing_since, self.damaged + rejected
+        )
+
     def start(self) -> None:
         self._thread.start()
 
@@ -105,39 +117,66 @@ class Drain:
             stopping = self._stopping.is_set()
             try:
                 took = self._drain()
-                failures, self._failure = 0, ""
+                failures, self._failure, self._failing_since = 0, "", 0
                 wait = max(self._interval, min(_REST_CEILING, _REST * took))
             except OutstationError as exc:
                 failures += 1
                 wait = min(_RETRY_CEILING, _RETRY_FIRST * 2.0 ** min(failures - 1, 10))
                 if str(exc) != self._failure:
                     log.warning("the sink %s takes nothing; nothing is lost: %s", self.sink.name, exc)
-                self._failure = str(exc)
+                self._fail(str(exc))
             except Exception as exc:
                 failures += 1
                 wait = _RETRY_CEILING
                 log.exception("the sink %s failed", self.sink.name)
-                self._failure = f"{type(exc).__name__}: {exc}"
+                self._fail(f"{type(exc).__name__}: {exc}")
             if stopping:  # and this was the last try
                 return
             self._clock.wait(self._stopping, wait)
 
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
+        self._failing_since = self._failing_since or self._clock.time_unix_nano()
+        self._asked = False  # whether the batch that failed is in the sink, only the sink can tell
+
     def _drain(self) -> float:
         """Write until nothing is left; the seconds that the last batch took."""
         took = 0.0
+        self._ask_position()
         while True:
             began = self._clock.monotonic()
             batch = self._next_batch()
             if not batch.through:
+                if isinstance(self.sink, Tidies) and not self._stopping.is_set():
+                    self.sink.tidy()
                 return took
             for record, reason in batch.damaged:
                 self._set_aside(record, reason)
-            if batch.arrivals:
+            if isinstance(self.sink, KeepsPosition) and batch.arrivals:
+                self.sink.write_through(batch.arrivals, Position(self._inbox.epoch, batch.through))
+            elif batch.arrivals:
                 self.sink.write(batch.arrivals)
-            write_atomically(self._cursor_path, f"{self._inbox.epoch:016x} {batch.through}\n".encode())
-            self._cursor = batch.through
-            self._on_progress()
+            self._written = self._clock.time_unix_nano()
+            self._confirm(batch.through)
             took = self._clock.monotonic() - began
+
+    def _ask_position(self) -> None:
+        """Take up where a sink says it stands, if it keeps that itself."""
+        if not self._asked and isinstance(self.sink, KeepsPosition):
+            through = self.sink.position(self._inbox.epoch)
+            if through > self._inbox.last_sequence:
+                raise DiskError(
+                    f"The sink {self.sink.name} has more of this inbox than the inbox itself.",
+                    hint="Was it put back from a copy? Move DATA/inbox away; a new one is made.",
+                )
+            if through > self._cursor:
+                self._confirm(through)
+        self._asked = True
+
+    def _confirm(self, through: int) -> None:
+        write_atomically(self._cursor_path, f"{self._inbox.epoch:016x} {through}\n".encode())
+        self._cursor = through
+        self._on_progress()
 
     def _next_batch(self) -> _Batch:
         batch = _Batch()

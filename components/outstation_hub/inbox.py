@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import zlib
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from outstation.buffer import Buffer, Receipt
@@ -22,39 +19,44 @@ from outstation.errors import (
     ClosedError,
     CorruptBlockError,
     InvalidInputError,
+    OutstationError,
     ProviderUnavailableError,
     RefusedError,
     StorageError,
-    UnsupportedVersionError,
+    WireError,
 )
 from outstation.provider import Message
-from outstation.types import STREAM_NAME
-from outstation.wire.block import FLAG_ENCRYPTED, HEADER_BYTES, MAGIC, BlockHeader, decode, encode
+from outstation.wire.block import BlockHeader, decode, encode
+from outstation_hub.checks import BlockChecks, Counts
 
 log = logging.getLogger("outstation.hub")
 
 INBOX = "inbox"
 BLOCK_TYPE = "application/vnd.outstation.block"
 STATION, STREAM = "station", "stream"
-MAX_SEQUENCE = (1 << 63) - 1
-# A block that arrives damaged may be sound at the station; one that arrives damaged this often is not.
-DAMAGED_TIMES = 3
-# Damaged blocks that are remembered; more at once means an attack, and forgetting one only costs another try.
-REMEMBERED = 1000
 _ROOM_INTERVAL = 0.2  # seconds between looks for room while the sinks catch up
 _TELL_INTERVAL = 60.0  # seconds between warnings that there is none
 
 
-@dataclass(slots=True)
-class Counts:
-    """What the inbox did since the hub started."""
+class Log(Protocol):
+    """Where blocks go before they are acknowledged: this hub's own disk, or a log that several hubs share."""
 
-    blocks: int = 0
-    records: int = 0
-    duplicates: int = 0
-    trimmed: int = 0
-    refused: int = 0
-    damaged: int = 0
+    @property
+    def counts(self) -> Counts: ...
+
+    def take(
+        self, station: str, message: Message, stop: threading.Event, done: Callable[[OutstationError | None], None]
+    ) -> int:
+        """As :meth:`Inbox.take`."""
+        ...
+
+    def forget(self, station: str) -> None:
+        """As :meth:`Inbox.forget`."""
+        ...
+
+
+class MissingRecordsError(ProviderUnavailableError):
+    """The message follows another that has not come: taking it would raise the mark over a hole."""
 
 
 class Watcher(Protocol):
@@ -65,7 +67,7 @@ class Watcher(Protocol):
         ...
 
 
-class Inbox:
+class Inbox(BlockChecks):
     """Takes blocks. Thread-safe."""
 
     def __init__(
@@ -78,29 +80,31 @@ class Inbox:
         watcher: Watcher | None = None,
     ) -> None:
         """*has_room*: whether the disk may take that much more; asked for each block, so it must be cheap."""
+        super().__init__(max_block_bytes, clock)
         self.stream = buffer.stream(INBOX)
-        self.counts = Counts()
-        self._clock = clock
-        self._max_block_bytes = max_block_bytes
         self._has_room = has_room
         self._watcher = watcher
-        self._lock = threading.Lock()  # the mark is read and the block appended as one step
+        # Under the lock of the checks the mark is read and the block appended as one step.
         # The last receipt of each key; one that is done says nothing that the mark does not, and is swept away.
         self._receipts: dict[str, Receipt] = {}
         self._sweep_at = 1024
         self._tell_full_at = clock.monotonic()
-        self._damaged: OrderedDict[tuple[str, str, int, int], int] = OrderedDict()
 
     def take(
         self, station: str, message: Message, stop: threading.Event, done: Callable[[StorageError | None], None]
-    ) -> None:
+    ) -> int:
         """Take *message* once. Afterwards *done* is called, on the commit thread or at once: None = it is on the disk.
 
-        Waits while the inbox is full, until *stop* is set (ClosedError). RefusedError: this block will never be
-        taken. ProviderUnavailableError: send it again.
+        Returns 0; or, for a part of a block that has not come whole, how many bytes of the block are held in memory,
+        and then *done* is not called. Waits while the inbox is full, until *stop* is set (ClosedError). RefusedError:
+        this block will never be taken. ProviderUnavailableError: send it again; MissingRecordsError: after what comes
+        before it.
         """
-        header = self._checked(station, message)
-        key = f"{station}/{message.stream}/{message.epoch:016x}"
+        whole = self._whole(station, message)
+        if isinstance(whole, int):
+            return whole
+        message, header = whole
+        key = _key(station, message)
         while True:
             try:
                 with self._lock:
@@ -122,6 +126,7 @@ class Inbox:
             done(None)
         else:
             receipt.add_done_callback(lambda receipt: done(receipt.error))
+        return 0
 
     def _tell_full(self, exc: BufferFullError) -> None:
         now = self._clock.monotonic()
@@ -129,47 +134,16 @@ class Inbox:
             self._tell_full_at = now + _TELL_INTERVAL
             log.warning("stations wait, as the inbox takes no more: %s Do the sinks take anything?", exc)
 
+    def follows(self, station: str, message: Message) -> bool:
+        """Whether nothing is missing before *message*: what it follows is taken, settled, or not told."""
+        return _follows(message, self.stream.mark(_key(station, message)))
+
     def forget(self, station: str) -> None:
         """A new connection of *station* begins, and the *stop* of the older one is set: what failed comes again."""
         with self._lock:
             for key in [key for key in self._receipts if key.startswith(f"{station}/")]:
                 if self._receipts[key].done:
                     del self._receipts[key]
-
-    # -- checks --------------------------------------------------------------------------------------------------
-
-    def _checked(self, station: str, message: Message) -> BlockHeader:
-        """The header of a block that may be taken."""
-        if STREAM_NAME.fullmatch(message.stream) is None:
-            raise RefusedError(f"{message.stream[:63]!r} is no name of a stream.")
-        data = message.block
-        if len(data) < HEADER_BYTES or data[: len(MAGIC)] != MAGIC:
-            raise RefusedError("There is no block in the message.")
-        if len(data) > self._max_block_bytes:
-            raise RefusedError(f"A block of {len(data)} bytes; this hub takes {self._max_block_bytes}.")
-        try:
-            header = _verified(message)
-        except UnsupportedVersionError as exc:
-            raise RefusedError(f"{exc} This hub is older than the station.") from exc
-        except CorruptBlockError as exc:
-            self._note_damage((station, message.stream, message.epoch, message.first_sequence), exc)
-            raise ProviderUnavailableError(f"A block arrived damaged and must be sent again: {exc}") from exc
-        if header.flags & FLAG_ENCRYPTED:
-            raise RefusedError("The block is encrypted with a key of the station.")
-        if header.last_sequence > MAX_SEQUENCE:
-            raise RefusedError(f"Sequence numbers end at {MAX_SEQUENCE}.")
-        return header
-
-    def _note_damage(self, block: tuple[str, str, int, int], exc: CorruptBlockError) -> None:
-        with self._lock:
-            self.counts.damaged += 1
-            times = self._damaged.pop(block, 0) + 1
-            if times < DAMAGED_TIMES:
-                self._damaged[block] = times
-                if len(self._damaged) > REMEMBERED:
-                    self._damaged.popitem(last=False)
-                return
-        raise RefusedError(f"The block arrived damaged {times} times: {exc}") from exc
 
     # -- the one step --------------------------------------------------------------------------------------------
 
@@ -184,6 +158,8 @@ class Inbox:
         if header.last_sequence <= taken:
             self.counts.duplicates += 1
             return None if earlier is None or earlier.done else earlier
+        if not _follows(message, taken):
+            raise MissingRecordsError(f"What comes after {max(taken, message.settled)} is missing.")
         data = message.block
         if header.first_sequence <= taken:
             data = _trimmed(message, taken)
@@ -211,25 +187,21 @@ class Inbox:
         return receipt
 
 
-def _verified(message: Message) -> BlockHeader:
-    header = BlockHeader.unpack(message.block)
-    if header.block_bytes != len(message.block):
-        raise CorruptBlockError(f"It has {len(message.block)} bytes and claims {header.block_bytes}.")
-    if zlib.crc32(memoryview(message.block)[HEADER_BYTES:]) != header.body_crc:
-        raise CorruptBlockError("Its body fails the checksum.")
-    named = (message.epoch, message.first_sequence, message.last_sequence)
-    if named != (header.epoch, header.first_sequence, header.last_sequence):
-        raise CorruptBlockError("It is not the block that its message names.")
-    return header
+def _key(station: str, message: Message) -> str:
+    return f"{station}/{message.stream}/{message.epoch:016x}"
+
+
+def _follows(message: Message, taken: int) -> bool:
+    return message.after is None or message.after <= max(taken, message.settled)
 
 
 def _trimmed(message: Message, taken: int) -> bytes:
     """The block without its records through *taken*, still reaching to the same last number; b"" if none is left."""
     try:
         _, columns = decode(message.block)
-    except CorruptBlockError as exc:
+        rest = columns.after(taken)
+        if not len(rest):
+            return b""
+        return encode(rest, epoch=message.epoch, span=message.last_sequence - rest.sequences[0] + 1)
+    except (CorruptBlockError, WireError) as exc:
         raise RefusedError(f"The block cannot be opened: {exc}") from exc
-    rest = columns.after(taken)
-    if not len(rest):
-        return b""
-    return encode(rest, epoch=message.epoch, span=message.last_sequence - rest.sequences[0] + 1)

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from outstation._version import __version__
@@ -24,7 +25,6 @@ from outstation.errors import (
     OutstationError,
     ProviderUnavailableError,
     RefusedError,
-    StorageError,
 )
 from outstation.provider import Acknowledgement, Message
 from outstation.types import STREAM_NAME
@@ -34,7 +34,7 @@ from outstation.wire.services import Caller, handler
 from outstation_hub.access import Access
 from outstation_hub.accounts import Accounts
 from outstation_hub.duels import Duels, Holder
-from outstation_hub.inbox import Inbox
+from outstation_hub.inbox import Log
 from outstation_hub.stations import Stations
 
 log = logging.getLogger("outstation.hub")
@@ -52,7 +52,7 @@ class PushService:
 
     def __init__(
         self,
-        inbox: Inbox,
+        log_: Log,
         stations: Stations,
         accounts: Accounts,
         access: Access,
@@ -60,7 +60,7 @@ class PushService:
         *,
         hello_timeout: float,
     ) -> None:
-        self._inbox = inbox
+        self._log = log_
         self._stations = stations
         self._accounts = accounts
         self._access = access
@@ -160,7 +160,7 @@ class PushService:
             # newest wins: it is alive for certain. Both are told, and neither can harm the other's records.
             log.warning("station %r connected again from %s; the older connection is ended", hello.station, caller.peer)
             older.fail(ProviderUnavailableError(f"Another connection of station {hello.station!r} took over."))
-        self._inbox.forget(hello.station)
+        self._log.forget(hello.station)
         session.welcome(hello.station)
 
     def _take_over(self, station: str, newcomer: Session, older: Session, now: float) -> None:
@@ -178,8 +178,8 @@ class PushService:
     def _take(self, session: Session, message: Message) -> None:
         acknowledgement = Acknowledgement(message.stream, message.epoch, message.last_sequence)
 
-        def done(error: StorageError | None) -> None:
-            # On the commit thread: leave word and return.
+        def done(error: OutstationError | None) -> None:
+            # On the log's thread: leave word and return.
             if error is None:
                 session.acknowledge(acknowledgement)
             else:
@@ -187,13 +187,15 @@ class PushService:
 
         session.expect()
         try:
-            self._inbox.take(session.station, message, session.stop, done)
+            held_bytes = self._log.take(session.station, message, session.stop, done)
+            if held_bytes:
+                session.hold(replace(acknowledgement, held_bytes=held_bytes))
         except ProviderUnavailableError as exc:
             if isinstance(exc.__cause__, CorruptBlockError):
                 self._stations.count(session.station, "damaged")
             raise
         except RefusedError as exc:
-            self._inbox.counts.refused += 1
+            self._log.counts.refused += 1
             self._stations.count(session.station, "refused")
             if STREAM_NAME.fullmatch(message.stream) and 0 < message.first_sequence <= message.last_sequence:
                 self._accounts.refused(
@@ -212,6 +214,7 @@ class Session:
         self.stop = threading.Event()  # the reader waits on it while the inbox is full
         self._changed = threading.Condition()
         self._through: dict[tuple[str, int], int] = {}
+        self._held: dict[tuple[str, int], Acknowledgement] = {}  # the latest of each stream says all
         self._refusals: deque[Acknowledgement] = deque()
         self._welcomed = False
         self._error: OutstationError | None = None
@@ -246,6 +249,15 @@ class Session:
 
         self._change(change)
 
+    def hold(self, held: Acknowledgement) -> None:
+        """A part of a block is in memory, and more of it must come."""
+
+        def change() -> None:
+            self._open -= 1
+            self._held[held.stream, held.epoch] = held
+
+        self._change(change)
+
     def finish(self) -> None:
         """The station has said all it has to say: the call ends when every block is decided."""
         self._change(lambda: setattr(self, "_finished", True))
@@ -277,9 +289,11 @@ class Session:
                 self._changed.wait_for(self._has_word)
                 through, self._through = self._through, {}
                 refusals, self._refusals = self._refusals, deque()
+                held, self._held = self._held, {}
                 over = self._over()
             # Refusals first: an acknowledgement of a later block covers what was refused before it.
             yield from refusals
+            yield from held.values()
             for (stream, epoch), last in through.items():
                 yield Acknowledgement(stream, epoch, last)
             if over:
@@ -288,7 +302,7 @@ class Session:
             raise self._error
 
     def _has_word(self) -> bool:
-        return bool(self._through or self._refusals) or self._over()
+        return bool(self._through or self._held or self._refusals) or self._over()
 
     def _over(self) -> bool:
         return self._error is not None or (self._finished and self._open == 0)

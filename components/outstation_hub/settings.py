@@ -18,6 +18,14 @@ class HubSettings(Table, frozen=True):
     parquet: str = ""  # where the Parquet files go; "" = DATA_DIR/parquet, unless there is another sink
     nats: str = ""  # URLs of NATS servers with JetStream, with commas between; "" = none
     nats_stream: str = "OUTSTATION"  # made with the subjects outstation.> when it is missing
+    relay: str = ""  # URLs of NATS servers: this hub is one of many, and JetStream is their log; "" = a log of its own
+    kafka: str = ""  # host:port of Kafka brokers, with commas between; "" = none
+    kafka_topic: str = "outstation."  # a prefix of topics, one a stream, if it ends with a dot; else the one topic
+    kafka_transactions: bool = True  # a batch and how far the sink is in one step; brokers must have transactions
+    kafka_options: dict[str, str] = {}  # librdkafka's own: TLS, SASL, message.max.bytes
+    otlp: str = ""  # where an OpenTelemetry collector is: http(s)://host:4318, or grpc(s)://host:4317; "" = none
+    otlp_headers: dict[str, str] = {}  # sent with each request, such as a token
+    compact_after: Seconds = 3600.0  # seconds after a day's end, and of rest, before its Parquet files are joined
     repository: str = ""  # a model repository that stations may read; "" = none
     certificate: str = ""
     key: str = ""
@@ -36,6 +44,17 @@ class HubSettings(Table, frozen=True):
     hello_timeout: Seconds = 10.0  # seconds that a connection may stay silent before it says who it is
     keepalive_interval: Seconds = 7.0
     keepalive_timeout: Seconds = 3.0
+    mqtt_broker: str = ""  # host:port of a broker with stations behind it; "" = none
+    mqtt_prefix: str = "outstation"  # topics begin with PREFIX/STATION/
+    mqtt_group: str = "outstation"  # hubs of one group share what stations send
+    mqtt_client_id: str = ""  # "" = a new one at each start
+    mqtt_ca: str = ""  # who signed the broker's certificate; "" = the authorities this machine trusts
+    mqtt_certificate: str = ""
+    mqtt_key: str = ""
+    mqtt_user: str = ""
+    mqtt_password: str = ""  # "env:NAME" or "file:PATH"
+    mqtt_insecure: bool = False  # plain text to a broker on another machine
+    mqtt_max_message_bytes: Size = 1 << 20  # of one payload; the broker withholds what is larger
 
     @property
     def data(self) -> Path:
@@ -44,6 +63,11 @@ class HubSettings(Table, frozen=True):
     @property
     def parquet_dir(self) -> Path:
         return Path(self.parquet) if self.parquet else self.data / "parquet"
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """The names of the sinks that were asked for."""
+        return tuple(name for name in ("parquet", "nats", "kafka", "otlp") if getattr(self, name))
 
     @property
     def tls(self) -> Tls | None:

@@ -39,6 +39,10 @@ class Stations:
         self._listeners: list[Told] = []
         self._dirty = False
 
+    def knows(self, station: str) -> bool:
+        """Whether *station* was ever seen."""
+        return station in self._entries
+
     def on_told(self, listener: Told) -> None:
         """Call *listener* after each word of a station about itself, on the thread that brought it."""
         self._listeners.append(listener)

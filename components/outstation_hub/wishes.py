@@ -77,6 +77,11 @@ class Wishes:
                 common.append(rule)
         self._state, self._common, self._own = state, tuple(common), own
 
+    @property
+    def revision(self) -> int:
+        """Grows with each change, of whatever wish; 0 = nobody has wished anything."""
+        return self._state.revision
+
     # -- looking -------------------------------------------------------------------------------------------------
 
     def get(self, station: str) -> Desired:

@@ -29,6 +29,7 @@
     │   ├── ManifestError           malformed, or of an unknown version; names the field
     │   ├── RepositoryError         unreadable, empty, or not a repository
     │   ├── UntrustedError          signature, hash, expiry or rollback check failed
+    │   ├── DeltaError              a delta is malformed, of another base, or gives other bytes than it should
     │   ├── ModelNotFoundError      no such model or version
     │   ├── ModelNotReadyError      no version is active yet; wait or look at `outstation status`
     │   ├── ModelLoadError          the runtime cannot load the file
@@ -200,6 +201,12 @@ class UntrustedError(ModelError):
     """A signature, hash, expiry or rollback check failed: the bytes are refused."""
 
     default_hint = "Nothing was installed. Ask the publisher; do not copy the file by hand."
+
+
+class DeltaError(ModelError):
+    """A delta is malformed, was made from another base, or does not give the bytes that were signed."""
+
+    default_hint = "A station fetches the whole file instead; make the delta again at the desk."
 
 
 class ModelNotFoundError(ModelError):

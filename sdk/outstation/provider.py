@@ -32,7 +32,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One block on its way up. ``block`` is the encoded block of :mod:`outstation.wire.block`, never encrypted."""
+    """One block on its way up. ``block`` is the encoded block of :mod:`outstation.wire.block`, never encrypted.
+
+    Where the block is larger than a message may be, ``block`` is one part of it (:mod:`outstation.wire.parts`).
+
+    ``after`` and ``settled`` let a far end behind a broker, which may lose or reorder, see a hole: ``after`` is the
+    last sequence number that was sent before this message (whatever lies between was dropped, and the ledger says
+    why), ``settled`` the one through which nothing needs to be sent again. None = the sender makes no claim.
+    """
 
     stream: str
     epoch: int
@@ -40,6 +47,8 @@ class Message:
     last_sequence: int
     block: bytes
     priority: int = 5
+    after: int | None = None
+    settled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +56,15 @@ class Acknowledgement:
     """The far end holds every record of (stream, epoch) through sequence number ``through``, durably.
 
     ``refused`` is empty, or the reason why the message that ends at ``through`` will never be taken.
+    ``held_bytes`` is 0, or says that nothing is acknowledged yet: the far end holds, in memory, that many bytes of the
+    block that ends at ``through`` and comes in parts (:mod:`outstation.wire.parts`).
     """
 
     stream: str
     epoch: int
     through: int
     refused: str = ""
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,15 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import msgspec
 
 from outstation.errors import SettingsError
-from outstation.types import STATION_NAME, Durability, Identity, WhenFull, checked_labels, checked_name
+from outstation.types import (
+    STATION_NAME,
+    AcknowledgedBy,
+    Durability,
+    Identity,
+    WhenFull,
+    checked_labels,
+    checked_name,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,6 +69,7 @@ class StreamSettings(Table, frozen=True):
     when_full: WhenFull = WhenFull.DROP_OLDEST
     max_bytes: Size = 256 << 20
     max_age: Seconds | None = None  # seconds; older records expire
+    acknowledged_by: AcknowledgedBy = AcknowledgedBy.FAR_END  # "broker": its word is enough, and it may lose records
 
 
 class BufferSettings(Table, frozen=True):
@@ -83,7 +92,12 @@ class UplinkSettings(Table, frozen=True):
 
     enabled: bool = True
     window_messages: Size = 64  # sent and not yet acknowledged
-    window_bytes: Size = 8 << 20
+    window_bytes: Size = 8 << 20  # at most; the uplink finds out how much less a slow link bears
+    max_bits_per_second: Size | None = None  # of records; none = as fast as the link
+    send_hours: tuple[str, ...] = ()  # local times such as "02:00-04:00" at which records leave; () = always
+    metered: bool = False  # true: only urgent streams are sent, and less is said beside them
+    urgent_priority: Priority = 0  # streams of this priority or a lower number leave at any hour and over any link
+    canary_interval: Seconds = 60.0  # seconds without a sign of life before the link is tried with a round trip
     acknowledge_timeout: Seconds = 15.0  # seconds without an acknowledgement before everything is sent again
     connect_timeout: Seconds = 5.0
     send_timeout: Seconds = 10.0
@@ -176,7 +190,7 @@ def load(
     source = "the settings"
     found = _find(path, environ)
     if found is not None:
-        tree = _read(found)
+        tree = read_toml(found)
         source = str(found)
     _merge(tree, _from_environment(environ))
     _merge(tree, overrides or {})
@@ -214,7 +228,7 @@ def _find(path: Path | str | None, environ: Mapping[str, str]) -> Path | None:
     return next((candidate for candidate in SEARCH_PATH if candidate.is_file()), None)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -17,14 +17,14 @@ from outstation import settings as settings_room
 from outstation._version import __version__
 from outstation.buffer import Buffer
 from outstation.clock import Clock, SystemClock
-from outstation.errors import DiskError, ModelNotReadyError, mapped_os_errors
+from outstation.errors import DiskError, ModelNotReadyError, OutstationError, mapped_os_errors
 from outstation.provider import Provider, load_provider
 from outstation.settings import Settings
 from outstation.sync.deadletter import with_dead_letters
 from outstation.sync.reporting import Reporter
 from outstation.sync.uplink import UplinkThread
 from outstation.telemetry.events import RecordBuffer, Telemetry, with_event_streams
-from outstation.types import LATEST, Desired, DesiredModel, Reported, StationStatus
+from outstation.types import LATEST, Desired, DesiredModel, Link, Reported, StationStatus
 
 SOFTWARE = f"outstation {__version__}"
 
@@ -245,16 +245,24 @@ class StationParts:
     def _start_reporter(self, made: ExitStack) -> None:
         if self.provider.desired is None:
             return
-        self.reporter = Reporter(self.provider.desired, self.reported, self.clock)
+        self.reporter = Reporter(self.provider.desired, self.reported, self.clock, self._stretched)
         made.callback(self.reporter.close)
         if self.reconciler is not None:
             self.reconciler.on_change(self.reporter.changed)
         self.reporter.start()
 
+    def _stretched(self, interval: float) -> float:
+        return interval if self.uplink is None else self.uplink.stretched(interval)
+
+    def _on_link(self, link: Link) -> None:
+        # On the uplink's thread. A full buffer or disk has other ways to be heard of, and must not end the link.
+        with suppress(OutstationError):
+            self.telemetry.health("link", {"state": link.state.value, "reason": link.reason})
+
     def _start_uplink(self, made: ExitStack) -> None:
         if not self.settings.uplink.enabled:
             return
-        self.uplink = UplinkThread(self.buffer, self.provider, self.settings.uplink, self.clock)
+        self.uplink = UplinkThread(self.buffer, self.provider, self.settings.uplink, self.clock, on_link=self._on_link)
         made.callback(self.uplink.close)
         self.uplink.start()
 

@@ -69,6 +69,13 @@ class Durability(str, Enum):
     MEMORY = "memory"  # in memory, written when convenient; a power cut may take it
 
 
+class AcknowledgedBy(str, Enum):
+    """Whose word lets a stream's record go, where a broker stands between the station and the far end."""
+
+    FAR_END = "far_end"  # it is on the far end's disk
+    BROKER = "broker"  # the broker has taken it, and may lose it
+
+
 class WhenFull(str, Enum):
     """The answer of a stream that has reached its bound."""
 
@@ -143,12 +150,16 @@ class ModelPhase(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelVersionReport:
-    """One version on one device: its phase, since when, and the reason if it was turned down."""
+    """One version on one device: its phase, since when, and the reason if it was turned down.
+
+    ``saved_bytes`` did not come over the link, because a delta did.
+    """
 
     version: str
     phase: ModelPhase
     since_unix_nano: int = 0
     reason: str = ""
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

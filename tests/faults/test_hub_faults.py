@@ -10,61 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from hub_parts import HubProcess, drained, hub_provider, hub_settings, rows
-from outstation.errors import LinkError, ProviderUnavailableError
+from hub_parts import HubProcess, Station, drained, hub_settings, rows
+from outstation.errors import ProviderUnavailableError
 from outstation.provider import Message
 from outstation.testing import FlakyLink
-from outstation.testing.contract import Ear, message
 from outstation.wire import Columns, encode
 from outstation_hub import Hub
 from outstation_hub.sinks.parquet import ParquetSink
 from support import wait_until
-
-
-class Station:
-    """A sender that does what the uplink must: everything unacknowledged again after each loss, in order."""
-
-    def __init__(self, address: str, state_dir: Path, name: str, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.provider = hub_provider(address, state_dir, station=name, keepalive_interval=0.5, keepalive_timeout=0.5)
-        self.acknowledged = 0
-        self.stopping = threading.Event()
-        self.total = 0
-        self.make = message
-        self.thread = threading.Thread(target=self._run)
-
-    def start(self, total: int) -> None:
-        self.total = total
-        self.thread.start()
-
-    def _run(self) -> None:
-        while self.acknowledged < self.total and not self.stopping.is_set():
-            try:
-                self._once()
-            except LinkError:
-                self.stopping.wait(0.02)
-            self.provider.uplink.disconnect()
-
-    def _once(self) -> None:
-        ear = Ear()
-        self.provider.uplink.connect(ear.listener, 2)
-        sent = self.acknowledged
-        while self.acknowledged < self.total and not ear.losses and not self.stopping.is_set():
-            if sent < self.total and sent - self.acknowledged < 200:
-                # Borders differ from try to try, so blocks overlap those of before.
-                count = min(self.random.randint(1, 30), self.total - sent)
-                self.provider.uplink.send(self.make(sent + 1, count), 1)
-                sent += count
-            else:
-                self.stopping.wait(0.005)
-            self.acknowledged = max(self.acknowledged, ear.through("events"))
-
-    def finish(self, timeout: float) -> None:
-        self.thread.join(timeout)
-        self.stopping.set()
-        self.thread.join()
-        self.provider.close()
-        assert self.acknowledged == self.total
 
 
 def numbers(found: list[dict], station: str) -> list[int]:

@@ -32,7 +32,7 @@ from outstation.provider import Message
 from outstation.testing import FlakyLink
 from outstation.testing.contract import Ear, message
 from outstation.types import DesiredModel, DropReason, Ledger, Reported, StreamReport
-from outstation.wire import BlockHeader, Columns, convert, encode, fleet
+from outstation.wire import BlockHeader, Columns, convert, encode, fleet, parts
 from outstation.wire.client import Client
 from outstation.wire.messages import Hello, StationsRequest, Wish
 from outstation.wire.method import Codec, Method
@@ -181,6 +181,17 @@ def flipped(sent, place):
     block = bytearray(sent.block)
     block[place] ^= 1
     return replace(sent, block=bytes(block))
+
+
+def test_a_part_without_what_comes_before_it_is_answered_at_once(hub, connect):
+    uplink, ear = connect()
+    sent = message(1, 1)
+    cutting = parts.Cutting(sent.block)
+    _, end = cutting.part(0, parts.SMALLEST_PART_BYTES // 2)
+    part, _ = cutting.part(end // 2, parts.SMALLEST_PART_BYTES)
+    uplink.send(replace(sent, block=part), 5)
+    ear.wait(lambda ear: bool(ear.losses), 5)  # nothing else would tell the station to begin again
+    assert isinstance(ear.losses[0], ProviderUnavailableError)
 
 
 @pytest.mark.parametrize("place", [20, 75, -1], ids=["header", "header checksum", "body"])

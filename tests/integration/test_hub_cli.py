@@ -216,3 +216,27 @@ def test_a_folder_of_another_hub_is_refused_by_name(tmp_path):
         done = run("hub", "--listen", "127.0.0.1:0", "--data", str(Path(hub.folder) / "hub"))
     assert done.returncode == 1
     assert str(hub.process.pid) in done.stderr
+
+
+def test_a_relay_takes_no_sinks(tmp_path):
+    done = run("hub", "--relay", "nats://127.0.0.1:1", "--parquet", str(tmp_path), "--data", str(tmp_path / "hub"))
+    assert done.returncode != 0
+    assert "keeps nothing to feed parquet with" in done.stderr
+
+
+def test_options_of_kafka_are_read_from_a_file_and_their_values_are_not_shown(tmp_path):
+    options = tmp_path / "kafka.toml"
+    options.write_text('sasl.pasword = "hunter2"\n"enable.ssl.certificate.verification" = true\n')
+    arguments = ("--kafka", "127.0.0.1:1", "--kafka-options", str(options), "--data", str(tmp_path / "hub"))
+    done = run("hub", "--listen", "127.0.0.1:0", *arguments)
+    assert done.returncode != 0
+    assert "sasl.pasword" in done.stderr
+    assert "enable.ssl.certificate.verification" in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_sinks_shows_what_waits_for_each(hub, station):
+    wait_until(lambda: run("fleet", "sinks", "--hub", hub.address).stdout.split("\t")[:2] == ["parquet", "0"])
+    status = json.loads(run("fleet", "sinks", "--hub", hub.address, "--json").stdout)
+    assert status["software"].startswith("outstation-hub ")
+    assert (status["connected"], status["records"], status["refused"]) == (1, 3, 0)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 
 import pytest
 
 from hub_parts import drained, hub_provider, hub_settings
+from nats_parts import NatsServer
 from outstation.errors import ProviderUnavailableError
 from outstation.testing import FlakyLink
 from outstation.testing.contract import Ear, message
@@ -23,61 +20,15 @@ from support import wait_until
 
 if shutil.which("nats-server") is None and not os.environ.get("CI"):
     pytest.skip("needs nats-server (apt install nats-server)", allow_module_level=True)
-if os.environ.get("CI"):
-    import nats
-else:
-    nats = pytest.importorskip("nats")
+if not os.environ.get("CI"):
+    pytest.importorskip("nats")
 
 from outstation_hub.sinks.nats import NatsSink
 
 
-class Server:
-    """A real nats-server with JetStream, which may be stopped and started again."""
-
-    def __init__(self, folder):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder = folder
-        self.url = f"nats://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self):
-        command = ["nats-server", "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.folder)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(self._answers)
-        return self
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(10)
-
-    def _answers(self):
-        with socket.socket() as end:
-            return end.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def messages(self):
-        """Every message of the stream: (subject, headers, payload)."""
-
-        async def read():
-            client = await nats.connect(self.url)
-            jetstream = client.jetstream()
-            count = (await jetstream.stream_info("OUTSTATION")).state.messages
-            found = []
-            if count:
-                subscription = await jetstream.subscribe("outstation.>", ordered_consumer=True)
-                for _ in range(count):
-                    message = await subscription.next_msg(5)
-                    found.append((message.subject, message.headers, message.data))
-            await client.close()
-            return found
-
-        return asyncio.run(read())
-
-
 @pytest.fixture
 def server(tmp_path):
-    server = Server(tmp_path / "nats").start()
+    server = NatsServer(tmp_path / "nats").start()
     yield server
     if server.process.poll() is None:
         server.stop()

@@ -27,10 +27,10 @@ def overrides(folder: Path, **tables: object) -> dict[str, object]:
     return {"station": {"name": "s", "data_dir": str(folder / "data")}, "buffer": {"group_interval": 0.01}, **tables}
 
 
-def arrived(folder: Path) -> list[bytes]:
-    """Payloads of every block file below *folder*, in the order of the files' names."""
+def arrived(folder: Path, stream: str = "events") -> list[bytes]:
+    """Payloads of every block file of *stream* below *folder*, in the order of the files' names."""
     payloads: list[bytes] = []
-    for path in sorted(folder.rglob("*.oblk")):
+    for path in sorted(folder.rglob(f"{stream}/*.oblk")):
         payloads += [record.payload for record in decode(path.read_bytes())[1].records()]
     return payloads
 
@@ -44,6 +44,14 @@ def test_an_event_travels_from_the_application_to_the_cloud_folder(tmp_path: Pat
         wait_until(lambda: all(s.ledger.pending == 0 for s in station.status().reported.streams))
         assert station.status().reported.link.state is LinkState.ONLINE
     assert arrived(cloud) == [b'{"value":%d}' % number for number in range(5)]
+
+
+def test_the_link_that_came_is_told_of_in_the_stream_of_the_stations_own_health(tmp_path: Path) -> None:
+    cloud = tmp_path / "cloud"
+    with outstation.open(overrides=overrides(tmp_path, options={"local": {"folder": str(cloud)}})) as station:
+        wait_until(lambda: len(arrived(cloud, "health")) == 1)
+        assert station.buffer.stream("health").settings.priority == 1
+    assert arrived(cloud, "health") == [b'{"state":"online","reason":""}']
 
 
 def test_events_of_a_priority_have_a_stream_of_that_priority(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_what_is_on_the_device_is_shown_with_reasons(box):
         "marks": "",
         "phase": "rejected",
         "reason": "golden case 1 is off",
+        "saved_bytes": 0,
     }
 
 

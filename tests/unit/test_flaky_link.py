@@ -146,6 +146,38 @@ def test_corrupt_flips_one_bit_going_up(link):
         assert receive(end, 4) == b"aaaa"
 
 
+def test_corrupt_flips_one_bit_coming_down(link):
+    link.corrupt(downward=True)
+    with call(link) as end:
+        end.sendall(b"aaaa")
+        assert receive(end, 4) == b"aaa`"
+        end.sendall(b"aaaa")
+        assert receive(end, 4) == b"aaaa"
+
+
+@pytest.mark.parametrize("downward", [False, True])
+def test_what_is_swallowed_is_missing_and_the_rest_arrives(link, downward):
+    with call(link, 0.2) as end:
+        end.sendall(b"a")
+        assert receive(end, 1) == b"a"
+        link.swallow(downward=downward)
+        end.sendall(b"b")
+        with pytest.raises(TimeoutError):
+            end.recv(1)
+        end.settimeout(5)
+        end.sendall(b"c")
+        assert receive(end, 1) == b"c"
+
+
+def test_half_close_downward_ends_the_other_direction(link):
+    with call(link) as end:
+        end.sendall(b"a")
+        assert end.recv(1) == b"a"
+        link.half_close(downward=True)
+        assert end.recv(1) == b""  # as if the server had said all it has to say
+        end.sendall(b"b")
+
+
 def test_half_close_ends_one_direction(link):
     with call(link) as end:
         end.sendall(b"a")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outstation.sync.pacing import Backoff, Sent, Turns, Window
+from outstation.errors import SettingsError
+from outstation.sync.pacing import Allowance, Backoff, Flow, Hours, Sent, Turns, Window
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
@@ -80,3 +82,110 @@ def test_streams_of_one_priority_take_turns() -> None:
 
 def test_with_nobody_ready_it_is_nobodys_turn() -> None:
     assert Turns().next([]) is None
+
+
+def drained(
+    bytes_per_second: float, round_trip: float, *, seconds: float, ceiling: int = 8 << 20
+) -> tuple[Flow, float, float]:
+    """A backlog over a link of that rate: the flow, the bytes a second that arrived, the longest answer of the end."""
+    flow, now, sent_bytes, link_free_at = Flow(ceiling), 0.0, 0, 0.0
+    under_way: list[tuple[float, int, float]] = []  # answered at, bytes, sent at
+    arrived, slowest = 0, 0.0
+    while now < seconds:
+        while sent_bytes == 0 or sent_bytes + flow.message_bytes <= flow.window_bytes:
+            size = flow.message_bytes
+            link_free_at = max(link_free_at, now) + size / bytes_per_second
+            under_way.append((link_free_at + round_trip, size, now))
+            sent_bytes += size
+        answered, size, sent_at = under_way.pop(0)
+        now = answered
+        sent_bytes -= size
+        arrived += size
+        flow.acknowledged(size, sent_at, now)
+        if now > seconds / 2:
+            slowest = max(slowest, now - sent_at)
+    return flow, arrived / now, slowest
+
+
+@pytest.mark.parametrize(
+    ("rate", "round_trip"), [(4_000, 0.6), (15_000, 0.1), (60_000, 0.05), (1e6, 0.05), (1e8, 0.02)]
+)
+def test_the_window_fills_the_link_and_keeps_a_keepalive_from_waiting(rate: float, round_trip: float) -> None:
+    _, throughput, slowest = drained(rate, round_trip, seconds=600)
+    assert throughput > 0.8 * rate
+    assert slowest < 5.0  # of the 10 seconds after which both sides take a link for dead
+
+
+def test_a_far_link_is_believed_to_be_far_and_filled_all_the_same() -> None:
+    flow = Flow(8 << 20)
+    flow.acknowledged(1000, 0.0, 0.05)  # it was near once
+    now = 0.05
+    for _ in range(400):
+        flow.acknowledged(flow.message_bytes, now, now + 3.0)
+        now += 3.0
+    assert flow.window_bytes > 1 << 20
+
+
+def test_after_a_loss_less_is_sent_at_once_but_never_nothing() -> None:
+    flow = Flow(8 << 20)
+    for _ in range(20):
+        flow.lost()
+    assert flow.window_bytes == Flow.FLOOR_BYTES
+    assert flow.message_bytes == Flow.SMALLEST_MESSAGE_BYTES
+
+
+@given(st.integers(1, 64 << 20), st.lists(st.tuples(st.integers(1, 1 << 20), st.floats(0, 100)), max_size=60))
+def test_the_window_stays_within_its_bounds(ceiling: int, answers: list[tuple[int, float]]) -> None:
+    flow, now = Flow(ceiling), 0.0
+    for size, took in answers:
+        flow.acknowledged(size, now, now + took)
+        now += took
+        assert min(Flow.FLOOR_BYTES, ceiling) <= flow.window_bytes <= max(ceiling, Flow.FLOOR_BYTES)
+
+
+def test_parts_that_are_held_make_room_in_the_window() -> None:
+    window = Window(8, 100)
+    window.add(Sent("a", 5, 40, 0.0, end=40))
+    window.add(Sent("a", 5, 40, 1.0, end=80))
+    assert not window.has_room(40)
+    assert window.hold("a", 5, 40) == [Sent("a", 5, 40, 0.0, end=40)]
+    assert window.has_room(40)
+    assert window.hold("a", 6, 99) == []
+
+
+@given(st.floats(1, 1e6), st.lists(st.floats(0.1, 1e6), min_size=1, max_size=50))
+def test_no_more_leaves_than_is_allowed(per_second: float, sizes: list[float]) -> None:
+    allowance, now, taken = Allowance(per_second), 0.0, 0.0
+    for size in sizes:
+        now += allowance.wait(now) + 1e-9
+        assert allowance.wait(now) <= 1e-6
+        assert taken <= per_second * (now + 1) * (1 + 1e-6) + 1e-3
+        allowance.take(size)
+        taken += size
+
+
+def test_without_a_bound_nothing_waits() -> None:
+    allowance = Allowance(None)
+    allowance.take(1e12)
+    assert allowance.wait(0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("texts", "open_at", "closed_at"),
+    [
+        ((), [0, 719, 1439], []),
+        (("02:00-04:00",), [120, 239], [119, 240]),
+        (("22:00-02:00", "12:00-12:30"), [1320, 0, 119, 720], [120, 750, 1319]),
+        (("00:00-24:00",), [0, 1439], []),
+    ],
+)
+def test_hours_of_the_day_are_kept(texts: tuple[str, ...], open_at: list[int], closed_at: list[int]) -> None:
+    hours = Hours.parse(texts)
+    assert all(map(hours.are_open, open_at))
+    assert not any(map(hours.are_open, closed_at))
+
+
+@pytest.mark.parametrize("text", ["", "2-4", "25:00-26:00", "02:00", "02:60-03:00", "04:00-04:00", "24:00-01:00"])
+def test_what_is_no_time_of_the_day_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(SettingsError):
+        Hours.parse([text])

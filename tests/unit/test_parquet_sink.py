@@ -22,7 +22,9 @@ def arrival(first, count, *, station="press-7", stream="events", epoch=7, times=
 
 
 def names(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != ".lock"
+    )
 
 
 def test_a_file_is_named_from_station_epoch_and_first_number_by_stream_and_day(tmp_path):

@@ -49,7 +49,8 @@ def test_slices_fit_cover_the_block_and_hold_each_record_once(
 ) -> None:
     rows = [(10 + i, payload) for i, payload in enumerate(payloads) if i not in holes]
     whole = block([s for s, _ in rows], [p for _, p in rows], span=len(payloads) + 3)
-    if after >= rows[-1][0]:
+    if after >= rows[-1][0]:  # what was beyond has been let go
+        assert list(fitting(whole, after=after, max_bytes=HEADER_BYTES)) == []
         after = rows[0][0] - 1
     got = list(fitting(whole, after=after, max_bytes=max_bytes))
     wanted = [(s, 1_000 + s, p) for s, p in rows if s > after]

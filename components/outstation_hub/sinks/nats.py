@@ -106,9 +106,9 @@ class NatsSink:
             await self._connect()
             waiting: list[asyncio.Future[Any]] = []
             for arrival in arrivals:
-                subject = f"{self._prefix}.{arrival.station.replace('.', '%2E')}.{arrival.stream.replace('.', '%2E')}"
+                subject = subject_of(self._prefix, arrival.station, arrival.stream)
                 for record in arrival.columns.records():
-                    headers = _headers(arrival, record)
+                    headers = headers_of(arrival.station, arrival.stream, arrival.header.epoch, record)
                     waiting.append(await self._jetstream.publish_async(subject, record.payload, headers=headers))
                     if len(waiting) >= _IN_FLIGHT:
                         await asyncio.gather(*waiting)
@@ -146,11 +146,16 @@ class NatsSink:
                 await client.close()
 
 
-def _headers(arrival: Arrival, record: Record) -> dict[str, str]:
-    epoch = f"{arrival.header.epoch:016x}"
+def subject_of(prefix: str, station: str, stream: str) -> str:
+    """The subject of a station's stream."""
+    return f"{prefix}.{station.replace('.', '%2E')}.{stream.replace('.', '%2E')}"
+
+
+def headers_of(station: str, stream: str, epoch: int, record: Record) -> dict[str, str]:
+    """What is said of *record* beside its payload."""
     headers = {
-        "Nats-Msg-Id": f"{arrival.station}/{arrival.stream}/{epoch}/{record.sequence}",
-        "Outstation-Epoch": epoch,
+        "Nats-Msg-Id": f"{station}/{stream}/{epoch:016x}/{record.sequence}",
+        "Outstation-Epoch": f"{epoch:016x}",
         "Outstation-Sequence": str(record.sequence),
         "Outstation-Time": str(record.time_unix_nano),
         # Whatever a station writes, a header holds no line break: JSON escapes everything but plain letters.

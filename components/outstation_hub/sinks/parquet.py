@@ -7,7 +7,6 @@ written again replaces itself; readers see a file whole or not at all.
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from outstation.clock import Clock, SystemClock
 from outstation.durable import make_directories, write_atomically
 from outstation.errors import MissingExtraError
 from outstation.wire.block import Columns, Meta
@@ -23,6 +23,8 @@ from outstation_hub.sinks import Arrival
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from outstation_hub.sinks.compaction import Compaction
 except ImportError as exc:
     raise MissingExtraError("parquet", "The Parquet sink") from exc
 
@@ -42,6 +44,9 @@ _DAY_NANO = 86_400 * 1_000_000_000
 # Folders that are known to exist; a year of days of a hundred streams.
 _REMEMBERED_FOLDERS = 40_000
 
+# Blocks that arrive meanwhile wait as long; one station's files of one day may take longer.
+_TIDY_SECONDS = 0.5
+
 Key = tuple[str, str, int, int]  # station, stream, epoch, day since 1970
 
 
@@ -50,17 +55,32 @@ class ParquetSink:
 
     name = "parquet"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, clock: Clock = SystemClock(), compact_after: float = 3600.0, owner: str = "-"
+    ) -> None:
+        """*compact_after*: seconds after a day's end, and of rest, before its small files are joined.
+
+        *owner*: one word that names who feeds this sink; files of a folder with several owners are not joined.
+        """
         self._folder = folder
+        self._clock = clock
         self._made: set[Path] = set()
-        self._lock = threading.Lock()
+        self._compaction = Compaction(folder, clock, compact_after, owner=owner)
 
     def write(self, arrivals: Sequence[Arrival]) -> None:
-        with self._lock:
-            for key, rows in _grouped(arrivals).items():
-                self._write_file(key, rows)
+        self._compaction.open()
+        for key, rows in _grouped(arrivals).items():
+            self._write_file(key, rows)
+
+    def tidy(self) -> None:
+        """Join small files of days that are over, for about a second."""
+        self._compaction.open()
+        until = self._clock.monotonic() + _TIDY_SECONDS
+        while self._compaction.step() and self._clock.monotonic() < until:
+            pass
 
     def close(self) -> None:
+        self._compaction.close()
         self._made.clear()
 
     def _write_file(self, key: Key, rows: _Rows) -> None:

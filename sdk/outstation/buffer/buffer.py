@@ -262,8 +262,7 @@ class Buffer:
         try:
             if self._closed:
                 return False
-            with self._lock:
-                self._due.pop(stream.name, None)
+            # What is due of it stays noted: the thread finds nothing then, and need not be woken for each commit.
             committed = self._pass([self._committers[stream.name]])
         finally:
             self._passing.release()

@@ -16,7 +16,7 @@ from outstation.buffer.stream import Stream, Work
 from outstation.errors import CorruptBlockError, StorageError, from_os_error
 from outstation.settings import BufferSettings
 from outstation.types import DropReason, WhenFull
-from outstation.wire.block import BlockHeader, build
+from outstation.wire.block import BlockHeader
 
 log = logging.getLogger("outstation.buffer")
 
@@ -78,7 +78,7 @@ class Committer:
         self._retire()
         self._work = work = stream.take()
         self._blocks = [self._encode(batch) for batch in work.batches]
-        self._make_room(sum(header.block_bytes for header, _ in self._blocks))
+        self._make_room(sum([header.block_bytes for header, _ in self._blocks]))
         if not self._blocks and not stream.balance_dirty:
             self._work = None
             stream.publish(work, None)
@@ -118,15 +118,14 @@ class Committer:
 
     def _encode(self, batch: Batch) -> tuple[BlockHeader, bytes]:
         level = self._settings.zstd_level
-        header, body = build(batch.columns(), epoch=self.stream.epoch, level=level, doubtful=self._doubtful)
+        header, body = batch.draft().pack(epoch=self.stream.epoch, level=level, doubtful=self._doubtful)
         self._doubtful = header.body_bytes > header.raw_bytes * 0.95
         return header, body
 
     def _write(self) -> None:
         balance, dirty = self.stream.take_balance()
-        balance = balance._replace(time_unix_nano=self._clock.now())
         try:
-            self._log.write(balance, dirty, self._blocks, self._protect)
+            self._log.write(balance, dirty, self._blocks, self._protect, now=self._clock.now())
         except OSError:
             self.stream.balance_dirty = self.stream.balance_dirty or dirty
             raise
@@ -196,8 +195,9 @@ class Committer:
 
     def _make_room(self, incoming_bytes: int) -> None:
         stream = self.stream
-        if policy.drops(stream.settings):
-            self._shed(stream.stored_bytes + incoming_bytes - self._bound_bytes)
+        surplus = stream.stored_bytes + incoming_bytes - self._bound_bytes
+        if surplus > 0 and policy.drops(stream.settings):
+            self._shed(surplus)
         surplus = self._room.surplus_bytes(incoming_bytes)
         if surplus > 0:
             self._room.make_room(stream, surplus)

@@ -57,6 +57,10 @@ class Balance(NamedTuple):
         """What must be pending by the account: every number is in exactly one place."""
         return self.last_sequence - (self.acknowledged + self.expired + self.evicted + self.thinned + self.corrupt)
 
+    def through(self, last_sequence: int) -> Balance:
+        """The account once the records up to *last_sequence* are on the disk; made for each commit."""
+        return Balance(self.epoch, self.serial, last_sequence, *self[3:])
+
     def dropped(self) -> dict[DropReason, int]:
         return {reason: getattr(self, reason.value) for reason in DropReason}
 

@@ -51,7 +51,9 @@ class Log:
         """Serial and offset up to which everything is on the disk."""
         return (self.active.serial, self.active.length) if self.active else (self._newest_serial + 1, 0)
 
-    def write(self, balance: Balance, dirty: bool, blocks: list[tuple[BlockHeader, bytes]], protect: Protector) -> None:
+    def write(
+        self, balance: Balance, dirty: bool, blocks: list[tuple[BlockHeader, bytes]], protect: Protector, *, now: int
+    ) -> None:
         """Write without syncing. *dirty*: the balance differs from the last one written. Raises OSError.
 
         The balance stands before the blocks: it says what was committed before them and claims nothing of them.
@@ -63,12 +65,12 @@ class Log:
         after = before.copy()
         parts = []
         if dirty or before.length == 0:
-            parts.append(balance._replace(serial=before.serial).pack())
+            parts.append(balance._replace(serial=before.serial, time_unix_nano=now).pack())
         for header, body in blocks:
             parts.append(protect(header, body, before.serial))
             after.add(header)
         if blocks:
-            after.written_unix_nano = balance.time_unix_nano
+            after.written_unix_nano = now
         data = b"".join(parts)
         after.length += len(data)
         if after.length >= self._segment_limit:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from array import array
 from collections.abc import Callable
 from typing import Protocol
 
 from outstation.clock import Clock
 from outstation.errors import DeadlineError, StorageError
-from outstation.types import OCTETS
-from outstation.wire.block import Columns, Meta
+from outstation.wire.block import Draft
+from outstation.wire.checks import MetaKey
 
 log = logging.getLogger("outstation.buffer")
+
+_NONE = array("I")  # never changed
 
 
 class Owner(Protocol):
@@ -41,17 +44,19 @@ class Batch:
         "metas",
         "owner",
         "payloads",
+        "sizes",
         "times",
     )
 
     def __init__(self, owner: Owner, first_sequence: int) -> None:
         self.owner = owner
         self.first_sequence = first_sequence
-        self.payloads: list[bytes] = []
-        self.times: list[int] = []
-        self.index: list[int] = []
-        self.keys: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {(OCTETS, ()): 0}
-        self.metas: list[Meta] = [(OCTETS, ())]
+        self.payloads: list[bytes | memoryview] = []  # in order; append_many brings those of many records as one
+        self.sizes = array("I")
+        self.times = array("q")
+        self.index = array("H")  # which of the metas each record has
+        self.keys: dict[MetaKey, int] = {}
+        self.metas: list[bytes] = []
         self.marks: dict[str, int] = {}
         self.done = False
         self._arrival: threading.Event | None = None  # made for who waits: most batches have nobody
@@ -60,26 +65,19 @@ class Batch:
         self._callbacks: list[Callable[[], None]] = []
 
     @property
+    def count(self) -> int:
+        """How many records there are; 0 once settled."""
+        return len(self.times)
+
+    @property
     def last_sequence(self) -> int:
-        return self.first_sequence + len(self.payloads) - 1
+        return self.first_sequence + len(self.times) - 1
 
-    def columns(self) -> Columns:
-        """The columns of the block, without the metas that no record has."""
-        metas, index = self.metas, self.index
-        if len(metas) == 1:
-            return self._columns(None, metas)
-        used = set(index)
-        if len(used) == 1:
-            return self._columns(None, [metas[index[0]]])
-        if len(used) < len(metas):
-            kept = sorted(used)
-            place = {old: new for new, old in enumerate(kept)}
-            return self._columns([place[meta] for meta in index], [metas[old] for old in kept])
-        return self._columns(index, metas)
-
-    def _columns(self, index: list[int] | None, metas: list[Meta]) -> Columns:
-        sequences = range(self.first_sequence, self.first_sequence + len(self.payloads))
-        return Columns(sequences, self.times, self.payloads, index, metas, self.marks)
+    def draft(self) -> Draft:
+        """The block that the records will be."""
+        index = self.index if len(self.metas) > 1 else None
+        count = len(self.times)
+        return Draft(self.first_sequence, count, self.times, self.sizes, self.payloads, self.metas, index, self.marks)
 
     def when_settled(self, callback: Callable[[], None]) -> None:
         with self._settling:
@@ -106,7 +104,7 @@ class Batch:
                 self._arrival.set()
             callbacks, self._callbacks = self._callbacks, []
         # The payloads are on the disk (or refused): a receipt that is kept must not keep them in memory.
-        self.payloads, self.times, self.index = [], [], []
+        self.payloads, self.sizes, self.times, self.index = [], _NONE, _NONE, _NONE
         return callbacks
 
 

@@ -17,7 +17,7 @@ from outstation.buffer.recovery import count_after
 from outstation.buffer.segment import Access, Damage, Frame, Segment, body_of, open_for_reading, walk
 from outstation.durable import TEMPORARY_SUFFIX
 from outstation.errors import CorruptBlockError
-from outstation.wire.block import BlockHeader, Columns, Meta, build, decode_body
+from outstation.wire.block import BlockHeader, Columns, Meta, decode_body, drafted
 from outstation.wire.checks import RECORD_OVERHEAD_BYTES
 
 # From a plain block and the serial of its segment to the bytes that are stored.
@@ -125,7 +125,7 @@ class _Thinning:
         if len(columns.metas) == 1:
             columns.meta_index = None
         self._clear()
-        return build(columns, epoch=epoch, level=self._level)
+        return drafted(columns).pack(epoch=epoch, level=self._level)
 
 
 def _whole_blocks(access: Access, segment: Segment) -> Iterator[tuple[BlockHeader, bytes]]:

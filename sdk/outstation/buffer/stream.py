@@ -8,8 +8,9 @@ Reading and the account are in committed.py.
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from outstation.buffer.committed import Committed, Host
 from outstation.buffer.frames import Balance
@@ -32,14 +33,16 @@ from outstation.wire.checks import (
     MAX_RECORD_BYTES,
     RECORD_OVERHEAD_BYTES,
     MetaKey,
+    Rows,
     as_bytes,
     check_mark,
-    checked_meta,
     checked_time,
     checked_times,
+    joined,
     meta_keys,
     pieces_of,
     record_sizes,
+    stored_meta,
 )
 
 # Appended and not yet on the disk, in blocks: past this an append waits for the disk instead of filling the memory.
@@ -51,7 +54,6 @@ STALL_TIMEOUT = 60.0
 RESERVE_BYTES = 4 << 10
 # After the disk refused, appends fail at once for this many seconds; the next one is the try whether it is back.
 RETRY_INTERVAL = 0.5
-_JUST_BYTES = {bytes}
 # So few different attributes in one call that their size needs no thought.
 FEW_METAS = 64
 
@@ -70,8 +72,7 @@ class Ticket:
         self.event.set()
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """What one commit has to bring to the disk."""
 
     batches: list[Batch]
@@ -146,6 +147,7 @@ class Stream(Committed):
                 self._take_mark(batch, mark)
             batch.index.append(meta)
             batch.times.append(time_unix_nano)
+            batch.sizes.append(len(payload))
             batch.payloads.append(payload)
             sequence = self._next
             self._next = sequence + 1
@@ -170,30 +172,21 @@ class Stream(Committed):
         all; without it many records fill several blocks. Otherwise as :meth:`append`; an empty *payloads* is an
         InvalidInputError.
         """
-        if set(map(type, payloads)) != _JUST_BYTES:
-            payloads = [as_bytes(payload) for payload in payloads]
-        count = len(payloads)
+        run, sizes = joined(payloads)
+        count = len(sizes)
         times = checked_times(times_unix_nano, count, self._now)
-        keys, index = meta_keys(attributes, content_type, count)
-        total = sum(map(len, payloads)) + RECORD_OVERHEAD_BYTES * count
-        pieces = [(0, count, total)]
+        rows = Rows(run, sizes, times, *meta_keys(attributes, content_type, count))
+        total = len(run) + RECORD_OVERHEAD_BYTES * count
+        pieces = [(rows, total)]
         if mark is not None:
             check_mark(mark)
-        if len(keys) > FEW_METAS or total > self._host.block_bytes:
-            sizes = record_sizes(payloads, keys, index)
-            pieces = self._pieces(sizes, len(keys), whole=mark is not None)
+        if len(rows.keys) > FEW_METAS or total > self._host.block_bytes:
+            pieces = self._pieces(rows, whole=mark is not None)
         with self._lock:
             self._await_room(total, count)
             first = self._next
-            for start, end, size in pieces:
-                whole = end - start == count
-                self._fill(
-                    payloads if whole else payloads[start:end],
-                    times if whole else times[start:end],
-                    keys,
-                    index if whole or index is None else index[start:end],
-                    size,
-                )
+            for piece, size in pieces:
+                self._fill(piece, size)
             batch = self._filling
             assert batch is not None
             if mark is not None:
@@ -203,25 +196,25 @@ class Stream(Committed):
             receipt.wait()
         return receipt
 
-    def _pieces(self, sizes: list[int], keys: int, *, whole: bool) -> list[tuple[int, int, int]]:
-        """How to cut records of *sizes* into blocks: (start, end, bytes), one piece if it must be *whole*."""
+    def _pieces(self, rows: Rows, *, whole: bool) -> list[tuple[Rows, int]]:
+        """*rows* cut to blocks, each with its bytes; one piece if it must be *whole*."""
+        sizes = record_sizes(rows.sizes, rows.keys, rows.places)
         if max(sizes) > MAX_RECORD_BYTES:
             raise RecordTooLargeError(f"A record of {max(sizes)} bytes; the bound is {MAX_RECORD_BYTES}.")
         if not whole:
-            pieces = pieces_of(sizes, self._host.block_bytes, keys)
-            return [(start, end, sum(sizes[start:end])) for start, end in pieces]
+            pieces = pieces_of(sizes, self._host.block_bytes, len(rows.keys))
+            return [(part, sum(sizes[start:end])) for part, (start, end) in zip(rows.cut(pieces), pieces, strict=True)]
         total = sum(sizes)
-        if total > MAX_RECORD_BYTES or len(sizes) > MAX_RECORDS or keys > MAX_METAS // 2:
+        if total > MAX_RECORD_BYTES or len(sizes) > MAX_RECORDS or len(rows.keys) > MAX_METAS // 2:
             raise RecordTooLargeError(
                 f"{len(sizes)} records of {total} bytes do not fit one block, as a mark requires."
             )
-        return [(0, len(sizes), total)]
+        return [(rows, total)]
 
-    def _fill(
-        self, payloads: Sequence[bytes], times: Sequence[int], keys: list[MetaKey], index: list[int] | None, size: int
-    ) -> None:
+    def _fill(self, rows: Rows, size: int) -> None:
+        keys, index, count = rows.keys, rows.places, len(rows.sizes)
         total = self._filling_bytes + size
-        crowded = self._filling is not None and len(self._filling.metas) + min(len(keys), len(payloads)) > MAX_METAS
+        crowded = self._filling is not None and len(self._filling.metas) + min(len(keys), count) > MAX_METAS
         if total > self._limit or crowded:
             total = self._open_batch(size)
         self._filling_bytes = total
@@ -232,13 +225,11 @@ class Stream(Committed):
         for place in used:
             found = batch.keys.get(keys[place])
             places[place] = self._intern(batch, keys[place]) if found is None else found
-        if index is None:
-            batch.index += [places[0]] * len(payloads)
-        else:
-            batch.index += map(places.__getitem__, index)
-        batch.payloads += payloads
-        batch.times += times
-        self._next += len(payloads)
+        batch.index.extend(array("H", (places[0],)) * count if index is None else map(places.__getitem__, index))
+        batch.payloads.append(rows.run)
+        batch.sizes += rows.sizes
+        batch.times += rows.times
+        self._next += count
 
     def _admit(self, size: int, count: int) -> int:
         self._await_room(size, count)
@@ -288,19 +279,19 @@ class Stream(Committed):
         return size
 
     def _close_batch(self) -> None:
-        if self._filling is not None and self._filling.payloads:
+        if self._filling is not None and self._filling.count:
             self._queue.append(self._filling)
             self._queue_bytes += self._filling_bytes
         self._filling, self._filling_bytes, self._limit = None, 0, -1
 
     def _intern(self, batch: Batch, key: MetaKey) -> int:
         """The place of content type and attributes in the block, where they stand once for all records."""
-        meta = checked_meta(key)
+        meta = stored_meta(key)
         place = len(batch.metas)
         batch.metas.append(meta)
         batch.keys[key] = place
-        self._filling_bytes += sum(len(name) + len(value) for name, value in meta[1])
-        if place + 2 > MAX_METAS:
+        self._filling_bytes += len(meta)
+        if place + 1 >= MAX_METAS:
             self._limit = -1  # the block is full of attributes: the next append begins another
         return place
 
@@ -371,8 +362,9 @@ class Stream(Committed):
         with self._lock:
             if segment is not None:
                 self._replace_segment(segment)
+            if work.batches:
+                self.balance = self.balance.through(work.batches[-1].last_sequence)
             for batch in work.batches:
-                self.balance = self.balance._replace(last_sequence=batch.last_sequence)
                 for producer, number in batch.marks.items():
                     self.committed_marks[producer] = max(number, self.committed_marks.get(producer, 0))
             self._taken_bytes, self._failure = 0, None
@@ -386,7 +378,7 @@ class Stream(Committed):
             refused = [*work.batches, *self._queue]
             tickets = [*work.tickets, *self._tickets]
             self._taken_bytes, self._queue, self._queue_bytes, self._tickets = 0, [], 0, []
-            self._reject(sum(len(batch.payloads) for batch in refused))  # and what the balance said is written again
+            self._reject(sum(batch.count for batch in refused))  # and what the balance said is written again
             self._next = self.balance.last_sequence + 1
             self._marks = dict(self.committed_marks)
             self._failure, self._retry_at = error, self.clock.monotonic() + RETRY_INTERVAL

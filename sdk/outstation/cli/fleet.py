@@ -152,6 +152,33 @@ def wishes(hub: HubAddress = HUB, ca: Ca = None, cert: Cert = None, key: Key = N
         _print_table(view.WISH_COLUMNS, list(map(view.wish_row, entries)))
 
 
+@app.command("sinks")
+def sinks(hub: HubAddress = HUB, ca: Ca = None, cert: Cert = None, key: Key = None, as_json: Json = False) -> None:
+    """Show where the hub writes to: what waits for each sink, and why one takes nothing.
+
+    Example: outstation fleet sinks --json
+    """
+    from outstation.wire import fleet  # noqa: PLC0415  protobuf, which --help does not need
+
+    with _client(Access(hub, ca, cert, key)) as client:
+        status = client.unary(fleet.GET_HUB_STATUS)(None, TIMEOUT)
+    if as_json:
+        _print_json(status.sinks)
+        return
+    rows = [
+        (
+            sink.name,
+            str(sink.waiting_blocks),
+            f"{ago(sink.written_unix_nano)} ago" if sink.written_unix_nano else "-",
+            f"for {ago(sink.failing_since_unix_nano)}" if sink.failing_since_unix_nano else "-",
+            str(sink.set_aside),
+            sink.failure or "-",
+        )
+        for sink in status.sinks
+    ]
+    _print_table(("sink", "blocks waiting", "written", "failing", "set aside", "why"), rows)
+
+
 @app.command("set-model")
 def set_model(
     name: ModelName,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from outstation.cli.process import Verbose, log_to_stderr, say_ready, stop_on_signals
 from outstation.clock import SystemClock
+from outstation.settings import read_toml
 
 app = typer.Typer(invoke_without_command=True)
 Data = Annotated[Path, typer.Option("--data", help="The hub's own folder.")]
@@ -28,6 +30,24 @@ def hub(
         Path | None, typer.Option("--parquet", help="Where Parquet files go; else DATA/parquet.", show_default=False)
     ] = None,
     nats: Annotated[str, typer.Option("--nats", help="URLs of NATS servers; records go to JetStream.")] = "",
+    kafka: Annotated[str, typer.Option("--kafka", help="HOST:PORT of Kafka brokers, with commas between.")] = "",
+    kafka_topic: Annotated[
+        str,
+        typer.Option("--kafka-topic", help="A prefix if it ends with a dot (a topic a stream), else the one topic."),
+    ] = "outstation.",
+    kafka_transactions: Annotated[
+        bool, typer.Option(help="Write each batch and how far the hub is in one transaction.")
+    ] = True,
+    kafka_options: Annotated[
+        Path | None, typer.Option("--kafka-options", help="TOML file of librdkafka's options.", show_default=False)
+    ] = None,
+    otlp: Annotated[str, typer.Option("--otlp", help="A collector: http(s)://HOST:4318 or grpc(s)://HOST:4317.")] = "",
+    otlp_headers: Annotated[
+        Path | None, typer.Option("--otlp-headers", help="TOML file of headers for it.", show_default=False)
+    ] = None,
+    relay: Annotated[
+        str, typer.Option("--relay", help="URLs of NATS servers whose JetStream is the log of many hubs.")
+    ] = "",
     repository: Annotated[
         Path | None, typer.Option("--repository", help="A model repository for stations to read.", show_default=False)
     ] = None,
@@ -46,9 +66,37 @@ def hub(
         str, typer.Option("--enroll-listen", help="HOST:PORT where devices redeem tokens (needs `hub init`).")
     ] = "",
     insecure: Annotated[bool, typer.Option("--insecure", help="Plain text beyond this machine.")] = False,
+    mqtt_broker: Annotated[
+        str, typer.Option("--mqtt-broker", help="HOST:PORT of an MQTT 5 broker with stations behind it.")
+    ] = "",
+    mqtt_prefix: Annotated[str, typer.Option("--mqtt-prefix", help="What topics begin with.")] = "outstation",
+    mqtt_group: Annotated[
+        str, typer.Option("--mqtt-group", help="Hubs of one group share what stations send.")
+    ] = "outstation",
+    mqtt_client_id: Annotated[str, typer.Option("--mqtt-client-id", help="Else a new one at each start.")] = "",
+    mqtt_ca: Annotated[
+        Path | None, typer.Option("--mqtt-ca", help="Who signed the broker's certificate (PEM).", show_default=False)
+    ] = None,
+    mqtt_cert: Annotated[
+        Path | None, typer.Option("--mqtt-cert", help="The hub's certificate for it (PEM).", show_default=False)
+    ] = None,
+    mqtt_key: Annotated[Path | None, typer.Option("--mqtt-key", help="Its key (PEM).", show_default=False)] = None,
+    mqtt_user: Annotated[
+        str, typer.Option("--mqtt-user", help="The hub's user name, where it has no certificate.")
+    ] = "",
+    mqtt_password: Annotated[str, typer.Option("--mqtt-password", help="env:NAME or file:PATH.")] = "",
+    mqtt_insecure: Annotated[
+        bool, typer.Option("--mqtt-insecure", help="Plain text to a broker on another machine.")
+    ] = False,
+    mqtt_max_message: Annotated[
+        int, typer.Option("--mqtt-max-message", min=1024, help="Bytes that the hub takes in one message.")
+    ] = 1 << 20,
     drain_interval: Annotated[
         float, typer.Option("--drain-interval", min=0.05, help="Seconds between writes of Parquet files.")
     ] = 1.0,
+    compact_after: Annotated[
+        float, typer.Option("--compact-after", min=1.0, help="Seconds after a day before its Parquet files are joined.")
+    ] = 3600.0,
     verbose: Verbose = False,
 ) -> None:
     """Take records from stations until SIGTERM, write them to Parquet files, and serve desired state and models.
@@ -65,6 +113,13 @@ def hub(
         data_dir=str(data),
         parquet=_text(parquet),
         nats=nats,
+        kafka=kafka,
+        kafka_topic=kafka_topic,
+        kafka_transactions=kafka_transactions,
+        kafka_options=_texts(kafka_options),
+        otlp=otlp,
+        otlp_headers=_texts(otlp_headers),
+        relay=relay,
         repository=_text(repository),
         certificate=_text(tls_cert),
         key=_text(tls_key),
@@ -74,6 +129,18 @@ def hub(
         enroll_listen=enroll_listen,
         insecure=insecure,
         drain_interval=drain_interval,
+        mqtt_broker=mqtt_broker,
+        mqtt_prefix=mqtt_prefix,
+        mqtt_group=mqtt_group,
+        mqtt_client_id=mqtt_client_id,
+        mqtt_ca=_text(mqtt_ca),
+        mqtt_certificate=_text(mqtt_cert),
+        mqtt_key=_text(mqtt_key),
+        mqtt_user=mqtt_user,
+        mqtt_password=mqtt_password,
+        mqtt_insecure=mqtt_insecure,
+        mqtt_max_message_bytes=mqtt_max_message,
+        compact_after=compact_after,
     )
     stop = threading.Event()
     stop_on_signals(stop.set)
@@ -86,6 +153,20 @@ def hub(
 
 def _text(path: Path | None) -> str:
     return "" if path is None else str(path)
+
+
+def _texts(path: Path | None) -> dict[str, str]:
+    """A TOML file of names and values; kept out of the command line, where everybody could read a password."""
+    return {} if path is None else dict(_flat(read_toml(path)))
+
+
+def _flat(table: Mapping[str, object], trail: str = "") -> Iterator[tuple[str, str]]:
+    """Names with dots, which TOML reads as tables unless they are quoted."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{trail}{name}.")
+        else:
+            yield f"{trail}{name}", str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _authority(data: Path, *, insecure: bool) -> str:

@@ -6,12 +6,13 @@ import datetime
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outstation.cli import model_device
+from outstation.cli import model_device, model_diff, model_like
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.cli.tables import draw
 from outstation.errors import InvalidInputError
@@ -73,6 +74,9 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
     metric: Annotated[list[str] | None, typer.Option("--metric", help="As in accuracy=0.97; repeat.")] = None,
     requires: Annotated[str, typer.Option("--requires", help="As in memory=512MB,instructions=avx2+fma.")] = "",
     no_check: Annotated[bool, typer.Option("--no-check", help="Take golden outputs as given, unseen.")] = False,
+    deltas: Annotated[int, typer.Option("--deltas", help="From so many versions before; 0 makes none.")] = 3,
+    like: model_like.Like = "",
+    data: model_like.Data = None,
     passphrase_file: Passphrase = None,
 ) -> None:
     """Sign a model as a new version.
@@ -84,20 +88,30 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
     from outstation.models.bundle import Draft  # noqa: PLC0415
     from outstation.models.publish import publish as sign_and_publish  # noqa: PLC0415
 
-    draft = Draft(
-        name=name,
-        version=version,
-        golden=golden,
-        labels=labels,
-        budgets=_budgets(budget),
-        requires=_requires(requires),
-        metrics=_metrics(metric or []),
-    )
     secret = _passphrase(passphrase_file)
-    manifest = sign_and_publish(
-        source, repository=repository, keys=keys, draft=draft, check=not no_check, passphrase=secret
-    )
+    with model_like.quantised(source, like, data, repository, name) as (chosen, provenance):
+        draft = Draft(
+            name=name,
+            version=version,
+            golden=golden,
+            labels=labels,
+            budgets=_budgets(budget),
+            requires=_requires(requires),
+            metrics=_metrics(metric or []),
+            provenance=provenance,
+        )
+        manifest = sign_and_publish(
+            chosen,
+            repository=repository,
+            keys=keys,
+            draft=draft,
+            check=not no_check,
+            deltas=deltas,
+            passphrase=secret,
+        )
     print(f"published {manifest.name} {manifest.version}: {len(manifest.files)} files, {manifest.size_bytes} bytes")
+    for line in _deltas(repository, manifest):
+        print(line)
     print(f"a device will check: {', '.join(_checks(manifest))}")
 
 
@@ -206,6 +220,17 @@ def import_(
 
 
 model_device.add_to(app)
+app.command("diff")(model_diff.diff)
+
+
+def _deltas(repository: Path, manifest: Manifest) -> Iterator[str]:
+    from outstation.models.deltas import FROM_VERSION, delta_file  # noqa: PLC0415
+    from outstation.models.repository import Repository  # noqa: PLC0415
+
+    for delta in Repository(repository).deltas(manifest.name, manifest.version):
+        path, size = delta_file(delta.path), delta.size_bytes
+        whole = manifest.file(path).size_bytes
+        yield f"delta of {path} from {delta.custom[FROM_VERSION]}: {size} bytes, {100 * size / whole:.1f} % of {whole}"
 
 
 def _checks(manifest: Manifest) -> list[str]:

@@ -36,18 +36,25 @@ def ls(
     """
     store = _store(settings, data)
     rows = [
-        [report.name, row.version, _marks(store, report.name, row.version), row.phase.value, row.reason]
+        [
+            report.name,
+            row.version,
+            _marks(store, report.name, row.version),
+            row.phase.value,
+            row.reason,
+            row.saved_bytes,
+        ]
         for report in store.reports()
         for row in report.versions
     ]
     if as_json:
-        keys = ("name", "version", "marks", "phase", "reason")
+        keys = ("name", "version", "marks", "phase", "reason", "saved_bytes")
         print(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
     elif sys.stdout.isatty():
-        draw(("model", "version", "", "phase", "reason"), rows)
+        draw(("model", "version", "", "phase", "reason", "saved bytes"), rows)
     else:
         for row in rows:
-            print(" ".join(filter(None, row)))
+            print(" ".join(filter(None, map(str, row[:-1]))))
 
 
 def show(

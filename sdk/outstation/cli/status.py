@@ -50,7 +50,11 @@ def _show(now: StationStatus) -> None:
     else:
         print("no records yet")
     if now.reported.models:
-        draw(("model", "version", "phase", "reason"), _versions(now.reported.models), title="models (* answers)")
+        draw(
+            ("model", "version", "phase", "saved bytes", "reason"),
+            _versions(now.reported.models),
+            title="models (* answers)",
+        )
 
 
 def _row(report: StreamReport) -> tuple[object, ...]:
@@ -63,4 +67,4 @@ def _versions(models: tuple[ModelReport, ...]) -> Iterator[tuple[object, ...]]:
     for model in models:
         for version in model.versions:
             mark = " *" if version.version == model.active else ""
-            yield model.name, version.version + mark, version.phase.value, version.reason
+            yield model.name, version.version + mark, version.phase.value, version.saved_bytes or None, version.reason

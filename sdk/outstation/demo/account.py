@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from outstation.telemetry.events import EVENTS
 from outstation.types import ModelPhase, ModelReport
 
 # What the operator calls it: a version that answered and was followed by a better one is no failure.
@@ -95,7 +96,7 @@ def delivered(parquet: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq  # noqa: PLC0415  only the account needs it
 
     bodies: list[dict[str, Any]] = []
-    for path in sorted(parquet.rglob("*.parquet")):
+    for path in sorted(parquet.rglob(f"stream={EVENTS}/*/*.parquet")):
         table = pq.ParquetFile(path).read(columns=["payload"])
         bodies += [json.loads(payload) for payload in table.column("payload").to_pylist()]
     return bodies

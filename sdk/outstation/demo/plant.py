@@ -90,13 +90,18 @@ class Plant:
         )
 
     def tamper(self, version: str) -> Path:
-        """Flip a byte in the middle of the published model file of *version*, as an attacker at the repository may."""
-        found = sorted((self.repository / "targets" / MODEL / version).glob("*.onnx"))
+        """Flip a byte in the middle of the published model file of *version*, as an attacker at the repository may.
+
+        And of the deltas that make it: by a good one a station comes to the file that was signed, and rightly takes it.
+        """
+        folder = self.repository / "targets" / MODEL / version
+        found = sorted(folder.glob("*.onnx"))
         if len(found) != 1:
             raise DemoError(f"The repository holds {len(found)} model files of version {version}, not one.")
-        data = bytearray(found[0].read_bytes())
-        data[len(data) // 2] ^= 0xFF
-        found[0].write_bytes(data)
+        for path in (*found, *folder.glob("~deltas/*/*.onnx")):
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 0xFF
+            path.write_bytes(data)
         return found[0]
 
     # -- the device ----------------------------------------------------------------------------------------------

@@ -83,11 +83,15 @@ def make_bundle(source: Path, target: Path, draft: Draft, *, check: bool = True)
     return manifest
 
 
-def describe_file(folder: Path, path: str) -> ManifestFile:
-    """The manifest's entry for the file *path* of *folder*: hashes of the whole and of its chunks."""
+def describe_file(
+    folder: Path, path: str, chunk_bytes: int = MIN_CHUNK_BYTES, max_chunks: int = MAX_CHUNKS
+) -> ManifestFile:
+    """The manifest's entry for the file *path* of *folder*: hashes of the whole and of its chunks.
+
+    Chunks have *chunk_bytes*, or twice, four times... as many, so that there are at most *max_chunks*.
+    """
     size = (folder / path).stat().st_size
-    chunk_bytes = MIN_CHUNK_BYTES
-    while size > chunk_bytes * MAX_CHUNKS:
+    while size > chunk_bytes * max_chunks:
         chunk_bytes *= 2
     whole = hashlib.sha256()
     chunks = []

@@ -80,6 +80,10 @@ class Incoming:
         except OSError:
             return ()
 
+    def holds(self, path: str) -> bool:
+        """Whether *path* was handed in."""
+        return any((folder / path).is_file() for folder in self.folders())
+
     def open(self, path: str, offset: int, timeout: float) -> AbstractContextManager[ByteStream]:
         """As :meth:`Source.open`."""
         for folder in self.folders():

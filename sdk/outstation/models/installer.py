@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from outstation.errors import CheckFailedError, ManifestError, UntrustedError, mapped_os_errors
+from outstation.errors import (
+    AccessDeniedError,
+    CheckFailedError,
+    DeltaError,
+    ManifestError,
+    ModelNotFoundError,
+    UntrustedError,
+    mapped_os_errors,
+)
 from outstation.models.chain import SignedFile
+from outstation.models.delta import apply_delta
+from outstation.models.deltas import expected_delta, offered
 from outstation.models.device import Device, unmet
 from outstation.models.fetch import Download, Expected, Source, fetch_bytes
 from outstation.models.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, ManifestFile, parse_manifest
@@ -16,10 +29,15 @@ from outstation.models.store import InstalledModel, file_sha256, verify_installe
 from outstation.models.trust import TrustedRepository
 from outstation.models.writer import StoreWriter
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Installer:
-    """The parts that an installation needs. Use from one thread."""
+    """The parts that an installation needs. Use from one thread.
+
+    *nearby* says of a path of the source whether it lies at the box already: then the whole file costs no link.
+    """
 
     writer: StoreWriter
     repository: TrustedRepository
@@ -27,7 +45,10 @@ class Installer:
     device: Device
     max_bytes: int
     timeout: float
+    nearby: Callable[[str], bool] = lambda path: False
     downloads: dict[str, Download] = field(default_factory=dict)  # broken off, to go on with
+    spoiled: set[str] = field(default_factory=set)  # deltas that failed here: the whole file is fetched
+    savings: dict[str, int] = field(default_factory=dict)  # bytes that deltas spared, by the SHA-256 of the manifest
 
     def manifest(self, name: str, version: str, signed: SignedFile) -> Manifest:
         """The manifest that is signed for this version, from the disk or the source.
@@ -56,7 +77,11 @@ class Installer:
                 )
             pulse()
             if not self.writer.has_blob(file.sha256):
-                self._download(path, signed.source_path, file, pulse)
+                with mapped_os_errors(doing="take the delta", path=self.writer.directory):
+                    saved = self._patch(signed, file, pulse)
+                self.savings[digest] = self.savings.get(digest, 0) + saved
+                if not saved:
+                    self._download(path, signed.source_path, file, pulse)
         return self.writer.assemble(manifest, digest)
 
     def verify(self, name: str, version: str, digest: str) -> None:
@@ -73,8 +98,13 @@ class Installer:
         verify_installed(InstalledModel(name, version, folder, manifest))
 
     def _download(self, path: str, source_path: str, file: ManifestFile, pulse: Callable[[], None]) -> None:
-        part = self.writer.part_path(file.sha256)
         expected = Expected(path, file.sha256, file.size_bytes, file.chunk_bytes, file.chunks)
+        self.writer.adopt(self._received(source_path, expected, pulse), file.sha256)
+
+    def _received(self, source_path: str, expected: Expected, pulse: Callable[[], None]) -> Path:
+        """The part with all the bytes that are *expected*; what came before a lost link is gone on with."""
+        part = self.writer.part_path(expected.sha256)
+        path = expected.name
         if path not in self.downloads:
             self.downloads.clear()  # one at a time is under way
             self.downloads[path] = Download(self.source, source_path, part, expected)
@@ -86,7 +116,50 @@ class Installer:
                 part.unlink()
             raise
         del self.downloads[path]
-        self.writer.adopt(part, file.sha256)
+        return part
+
+    def _patch(self, signed: SignedFile, file: ManifestFile, pulse: Callable[[], None]) -> int:
+        """Make *file* from one that is here and a delta, if that is possible; returns the bytes that this saved.
+
+        0: it has to be fetched whole, because no delta fits, or what was signed as one does not keep its word. Raises
+        LinkError, StorageError: not now.
+        """
+        part = self.writer.part_path(file.sha256)
+        missing = file.size_bytes - _size(part)
+        for base, delta in self._deltas(signed, missing):
+            packed, making = self.writer.part_path(delta.sha256), self.writer.making_path(file.sha256)
+            if delta.size_bytes + file.size_bytes > shutil.disk_usage(packed.parent).free + _size(packed):
+                packed.unlink(missing_ok=True)  # the whole file may still have the room that it takes
+                logger.info("Models: no room for both %s and what it makes.", delta.path)
+                continue
+            try:
+                self._received(delta.source_path, expected_delta(delta), pulse)
+                apply_delta(packed, base, making, sha256=file.sha256, size_bytes=file.size_bytes, pulse=pulse)
+            except (DeltaError, UntrustedError, ModelNotFoundError, AccessDeniedError) as exc:
+                logger.warning("Models: %s is of no use, the whole file is fetched: %s", delta.path, exc)
+                self.spoiled.add(delta.sha256)
+                packed.unlink(missing_ok=True)
+                continue
+            self.writer.adopt(making, file.sha256)
+            packed.unlink(missing_ok=True)
+            saved = file.size_bytes - delta.size_bytes
+            logger.info("Models: %s came as a delta, which saved %d of %d bytes.", signed.path, saved, file.size_bytes)
+            return saved
+        return 0
+
+    def _deltas(self, signed: SignedFile, missing: int) -> Iterator[tuple[Path, SignedFile]]:
+        """Bases that are here and their deltas, the smallest first, if they are smaller than what is *missing*."""
+        if self.nearby(signed.source_path):
+            return
+        found = []
+        for base, path in offered(signed.custom).items():
+            with suppress(ModelNotFoundError, UntrustedError):
+                delta = self.repository.file(path)
+                if delta.size_bytes < missing and delta.sha256 not in self.spoiled:
+                    found.append((delta.size_bytes, self.writer.blob_path(base), delta))
+        for _, blob, delta in sorted(found, key=lambda entry: entry[0]):
+            if blob.is_file():  # its hash is compared when the delta is applied
+                yield blob, delta
 
     def _manifest_bytes(self, signed: SignedFile) -> bytes:
         if self.writer.has_blob(signed.sha256):
@@ -107,3 +180,7 @@ class Installer:
                 raise CheckFailedError(
                     f"{file.path} has {file.size_bytes} bytes; models.max_bytes is {self.max_bytes} here."
                 )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0

@@ -85,12 +85,26 @@ def golden_file(probe: ModelProbe, source: Path, target: Path, golden: Golden, *
     return cases
 
 
+def read_cases(probe: ModelProbe, source: Path) -> list[dict[str, Any]]:
+    """The inputs of each case in *source*, an .npz as for :func:`golden_file`; outputs in it are passed over."""
+    arrays = _read(source)
+    inputs = {key.removeprefix(_INPUT): array for key, array in arrays.items() if key.startswith(_INPUT)}
+    _check_names(probe, source, {_INPUT + name: array for name, array in inputs.items()}, inputs, {})
+    return _calls(probe, _cases(probe, source, inputs), inputs)
+
+
+def _calls(probe: ModelProbe, cases: int, inputs: Arrays) -> list[dict[str, Any]]:
+    ranks = {spec.name: len(spec.shape) for spec in probe.inputs}
+    return [
+        {name: a[case] if a.ndim == ranks[name] + 1 else a[case : case + 1] for name, a in inputs.items()}
+        for case in range(cases)
+    ]
+
+
 def _answers(probe: ModelProbe, cases: int, inputs: Arrays) -> dict[str, Any]:
     """What the model answers to each case alone, put together along the first axis."""
-    ranks = {spec.name: len(spec.shape) for spec in probe.inputs}
     rows: dict[str, list[Any]] = {spec.name: [] for spec in probe.outputs}
-    for case in range(cases):
-        one = {name: a[case] if a.ndim == ranks[name] + 1 else a[case : case + 1] for name, a in inputs.items()}
+    for one in _calls(probe, cases, inputs):
         for name, answer in probe.run(one).items():
             rows[name].append(answer)
     specs = {spec.name: spec for spec in probe.outputs}

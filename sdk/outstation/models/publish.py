@@ -23,6 +23,8 @@ from outstation.durable import make_directories, move_atomically, write_atomical
 from outstation.errors import InvalidInputError, ModelNotFoundError, RepositoryError, mapped_os_errors
 from outstation.models.bundle import Draft, make_bundle
 from outstation.models.chain import SIGNED_AT, SIGNED_AT_FORMAT, YANKED, custom
+from outstation.models.delta_publishing import MadeDelta, forget_deltas, make_deltas
+from outstation.models.deltas import DEFAULT_BASES, DELTAS, FOLDER, MAX_BASES
 from outstation.models.keys import ONLINE_ROLES, ROOT_KEYS, ROOT_THRESHOLD, make_keys, read_key
 from outstation.models.manifest import MANIFEST, Manifest, encode_manifest
 from outstation.models.repository import Repository
@@ -75,15 +77,19 @@ def publish(
     keys: Path,
     draft: Draft,
     check: bool = True,
+    deltas: int = DEFAULT_BASES,
     passphrase: bytes | None = None,
     clock: Clock = SystemClock(),
 ) -> Manifest:
     """Sign *source* (a model file or a folder) as the version that *draft* describes; returns its manifest.
 
-    Computes the expected outputs of the golden inputs, or checks those given unless *check* is False. A version that
-    is published is never changed: RepositoryError. Also raises InvalidInputError, ModelLoadError, ManifestError,
-    ConfigurationError for keys, MissingExtraError, StorageError.
+    Computes the expected outputs of the golden inputs, or checks those given unless *check* is False. Makes deltas
+    from the *deltas* newest versions before. A version that is published is never changed: RepositoryError. Also
+    raises InvalidInputError, ModelLoadError, ManifestError, ConfigurationError for keys, MissingExtraError,
+    StorageError.
     """
+    if not 0 <= deltas <= MAX_BASES:
+        raise InvalidInputError(f"Deltas are made from 0 to {MAX_BASES} versions, not {deltas}.")
     with _only_publisher(repository):
         desk = Repository(repository)
         if (draft.name, draft.version) in desk.versions():
@@ -101,8 +107,28 @@ def publish(
                 target = TargetFile.from_file(f"{prefix}/{path}", str(bundle / path), ["sha256"])
                 _place(bundle / path, repository / "targets" / prefix / path, target.hashes["sha256"])
                 targets.targets[target.path] = target
+            work = bundle / FOLDER
+            work.mkdir()
+            for made in make_deltas(desk, manifest, bundle, work, deltas):
+                _add_delta(desk, f"{prefix}/{made.result}", made, targets)
+        versions = [version for name, version in desk.versions() if name == draft.name]
+        forgotten = forget_deltas(desk, targets.targets, draft.name, versions)
         _write_next(desk, signers, targets, clock)
+        for place in forgotten:  # nobody who reads the new state asks for them
+            place.unlink(missing_ok=True)
         return manifest
+
+
+def _add_delta(desk: Repository, whole: str, made: MadeDelta, targets: Targets) -> None:
+    """Place the delta, sign it, and name it in what is signed of the *whole* file."""
+    target = TargetFile.from_file(made.path, str(made.file), ["sha256"])
+    target.unrecognized_fields["custom"] = made.custom
+    _place(made.file, desk.folder / "targets" / made.path, target.hashes["sha256"])
+    made.file.unlink()
+    targets.targets[made.path] = target
+    said = custom(targets.targets[whole])
+    listed = {**said.get(DELTAS, {}), made.base_sha256: made.path}
+    targets.targets[whole].unrecognized_fields["custom"] = {**said, DELTAS: listed}
 
 
 def refresh(repository: Path, *, keys: Path, passphrase: bytes | None = None, clock: Clock = SystemClock()) -> None:

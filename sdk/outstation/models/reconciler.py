@@ -116,7 +116,13 @@ class Reconciler:
             raise
         self._writer = writer
         self._installer = Installer(
-            writer, trusted, self._incoming, this_device(), self._settings.max_bytes, SOURCE_TIMEOUT
+            writer,
+            trusted,
+            self._incoming,
+            this_device(),
+            self._settings.max_bytes,
+            SOURCE_TIMEOUT,
+            self._incoming.holds,
         )
         self._trusted = trusted
         self._thread.start()
@@ -368,7 +374,8 @@ class Reconciler:
         self._move(name, version, Event.BEGIN, digest=signed.sha256)
         manifest = self._installer.manifest(name, version, signed)
         self._installer.fetch(manifest, signed.sha256, self._pulse)
-        self._move(name, version, Event.COMPLETE)
+        saved = self._installer.savings.pop(signed.sha256, 0)
+        self._move(name, version, Event.COMPLETE, saved_bytes=saved)
 
     def _pulse(self) -> None:
         """Between two reads of a long download: other models' trials end in time, and a new wish is heard."""
@@ -418,10 +425,21 @@ class Reconciler:
             raise ModelNotFoundError(f"The bundle of {name} {version} is gone from the disk.")
         return found
 
-    def _move(self, name: str, version: str, event: Event, reason: str = "", digest: str | None = None) -> None:
+    def _move(
+        self,
+        name: str,
+        version: str,
+        event: Event,
+        reason: str = "",
+        *,
+        digest: str | None = None,
+        saved_bytes: int | None = None,
+    ) -> None:
         with self._mutex:
             at = self._clock.time_unix_nano()
-            model = self._writer_().move(name, version, event, at_unix_nano=at, reason=reason, digest=digest)
+            model = self._writer_().move(
+                name, version, event, at_unix_nano=at, reason=reason, digest=digest, saved_bytes=saved_bytes
+            )
         logger.info("Models: %s %s is %s. %s", name, version, model.versions[version].phase.value, reason)
         self._changed()
 

@@ -16,7 +16,17 @@ from pathlib import Path
 from tuf.api.metadata import Snapshot, Timestamp
 
 from outstation.errors import ManifestError, OutstationError, RepositoryError, UntrustedError
-from outstation.models.chain import YANKED, Chain, TrustedMetadata, judged, signed, signed_file, verify_chain
+from outstation.models.chain import (
+    YANKED,
+    Chain,
+    SignedFile,
+    TrustedMetadata,
+    judged,
+    signed,
+    signed_file,
+    verify_chain,
+)
+from outstation.models.deltas import is_delta
 from outstation.models.fetch import Expected, FolderSource, fetch_bytes
 from outstation.models.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from outstation.models.store import file_sha256
@@ -67,6 +77,18 @@ class Repository:
         expected = Expected(entry.path, entry.sha256, entry.size_bytes)
         manifest = parse_manifest(fetch_bytes(self._source, entry.source_path, expected, _NO_WAIT))
         return Published(name, version, manifest, str(entry.custom.get(YANKED, "")))
+
+    def file(self, manifest: Manifest, path: str) -> Path:
+        """Where the file *path* of a version lies. UntrustedError when it is missing or not what was signed."""
+        target = f"{manifest.name}/{manifest.version}/{path}"
+        self._check_target(target)
+        return self.folder / signed_file(self.chain, target).source_path
+
+    def deltas(self, name: str, version: str) -> list[SignedFile]:
+        """The deltas that make files of one version, by path."""
+        prefix = f"{name}/{version}/"
+        paths = (path for path in sorted(self.chain.targets.targets) if path.startswith(prefix) and is_delta(path))
+        return [signed_file(self.chain, path) for path in paths]
 
     def problems(self, now: datetime.datetime) -> Iterator[str]:
         """Everything that is wrong, one sentence each: dates, hashes, manifests, and their agreement."""

@@ -98,6 +98,7 @@ class VersionState(msgspec.Struct, frozen=True, kw_only=True):
     since_unix_nano: int
     reason: str = ""
     digest: str = ""
+    saved_bytes: int = 0  # that did not come over the link, because a delta did
     software: str = ""  # that turned it down; a newer one may understand a manifest that this one does not
 
 
@@ -132,7 +133,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     def report(self, name: str) -> ModelReport:
         """For the far end: newest first."""
         rows = (
-            ModelVersionReport(version, state.phase, state.since_unix_nano, state.reason)
+            ModelVersionReport(version, state.phase, state.since_unix_nano, state.reason, state.saved_bytes)
             for version, state in ((version, self.versions[version]) for version in newest_first(self.versions))
         )
         return ModelReport(name, self.answering, tuple(rows))
@@ -149,6 +150,7 @@ def moved(
     at_unix_nano: int,
     reason: str = "",
     digest: str | None = None,
+    saved_bytes: int | None = None,
     software: str = "",
 ) -> ModelState:
     """*model* after *event* happened to *version*: at most one active and one on trial, whatever happens."""
@@ -171,7 +173,10 @@ def moved(
         last_good = ""
     since = old.since_unix_nano if old and old.phase is phase else at_unix_nano
     kept = digest if digest is not None else (old.digest if old else "")
-    versions[version] = VersionState(phase=phase, since_unix_nano=since, reason=reason, digest=kept, software=software)
+    saved = saved_bytes if saved_bytes is not None else (old.saved_bytes if old else 0)
+    versions[version] = VersionState(
+        phase=phase, since_unix_nano=since, reason=reason, digest=kept, saved_bytes=saved, software=software
+    )
     return msgspec.structs.replace(model, versions=versions, last_good=last_good)
 
 

@@ -55,7 +55,15 @@ class StoreWriter(ModelStore):
             os.close(fd)
 
     def move(
-        self, name: str, version: str, event: Event, *, at_unix_nano: int, reason: str = "", digest: str | None = None
+        self,
+        name: str,
+        version: str,
+        event: Event,
+        *,
+        at_unix_nano: int,
+        reason: str = "",
+        digest: str | None = None,
+        saved_bytes: int | None = None,
     ) -> ModelState:
         """Apply *event* by the rollout's table; MoveError when it has no such move."""
         with self._mutex:
@@ -66,6 +74,7 @@ class StoreWriter(ModelStore):
                 at_unix_nano=at_unix_nano,
                 reason=reason,
                 digest=digest,
+                saved_bytes=saved_bytes,
                 software=__version__,
             )
             return self._put(name, _pruned(model))
@@ -96,6 +105,10 @@ class StoreWriter(ModelStore):
     def part_path(self, sha256: str) -> Path:
         """Where the download of that file grows."""
         return self.directory / "parts" / sha256
+
+    def making_path(self, sha256: str) -> Path:
+        """Where that file is made from a delta; what a kill leaves there is deleted at the next start."""
+        return self.directory / "parts" / (sha256 + TEMPORARY_SUFFIX)
 
     def blob_path(self, sha256: str) -> Path:
         """Where that file lies when it is whole."""

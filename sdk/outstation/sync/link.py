@@ -13,6 +13,7 @@ acknowledged something, so a far end that accepts connections and then drops the
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from outstation.clock import Clock
 from outstation.sync.pacing import Backoff
@@ -22,9 +23,11 @@ from outstation.types import Link, LinkState
 class LinkMonitor:
     """The state of the link, since when and why. Moved by the uplink's thread alone; read from any."""
 
-    def __init__(self, clock: Clock, backoff: Backoff) -> None:
+    def __init__(self, clock: Clock, backoff: Backoff, on_change: Callable[[Link], None] = lambda _: None) -> None:
+        """*on_change* hears of a link that has come or gone, not of each try; it must not raise."""
         self._clock = clock
         self._backoff = backoff
+        self._on_change = on_change
         self._failures = 0
         self._lock = threading.Lock()
         self._link = Link(LinkState.OFFLINE, clock.time_unix_nano(), "not tried yet")
@@ -60,4 +63,6 @@ class LinkMonitor:
             # While it stays away, "since" is when it went away: probing in between does not start it anew.
             both_away = LinkState.ONLINE not in (state, self._link.state)
             since = self._link.since_unix_nano if both_away else self._clock.time_unix_nano()
-            self._link = Link(state, since, reason)
+            self._link = link = Link(state, since, reason)
+        if not both_away:
+            self._on_change(link)

@@ -21,7 +21,15 @@ REPORT_TIMEOUT = 5.0
 class Reporter:
     """One owned thread that hands *state* to the provider. A report that fails is made anew at the next turn."""
 
-    def __init__(self, desired: DesiredState, state: Callable[[], Reported], clock: Clock) -> None:
+    def __init__(
+        self,
+        desired: DesiredState,
+        state: Callable[[], Reported],
+        clock: Clock,
+        stretched: Callable[[float], float] = float,
+    ) -> None:
+        """*stretched*: the interval, longer while every byte costs."""
+        self._stretched = stretched
         self._desired = desired
         self._state = state
         self._clock = clock
@@ -51,4 +59,4 @@ class Reporter:
                 log.debug("the far end was not told: %s", exc)
             except Exception:
                 log.exception("the report to the far end failed")  # a fault in an adapter must not end the thread
-            self._clock.wait(self._changed, REPORT_INTERVAL)
+            self._clock.wait(self._changed, self._stretched(REPORT_INTERVAL))

@@ -13,14 +13,17 @@ def fitting(whole: Message, *, after: int, max_bytes: int | None) -> Iterator[Me
     """*whole* as messages whose blocks have at most *max_bytes*, in order, without the records through *after*.
 
     A block that fits goes unchanged, records before *after* included: the far end trims what it has. One record
-    that alone is over *max_bytes* comes as a message over the limit; the caller sets it aside.
+    that alone is over *max_bytes* comes as a message over the limit; the caller sends it in parts. Nothing comes of a
+    block whose records beyond *after* were let go.
     """
     if max_bytes is None or len(whole.block) <= max_bytes:
         yield whole
         return
     _, columns = decode(whole.block)
-    # Each piece reaches to where the next begins, so that the far end sees one unbroken run of sequence numbers.
-    yield from _halved(whole, columns.after(after), whole.last_sequence, max_bytes)
+    rest = columns.after(after)
+    if len(rest):
+        # Each piece reaches to where the next begins, so that the far end sees one unbroken run of sequence numbers.
+        yield from _halved(whole, rest, whole.last_sequence, max_bytes)
 
 
 def _halved(whole: Message, columns: Columns, last_sequence: int, max_bytes: int) -> Iterator[Message]:

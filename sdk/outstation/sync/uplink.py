@@ -1,8 +1,8 @@
 """The one sending thread: takes blocks from the buffer, hands them to the provider, moves cursors on acknowledgement.
 
-A message's way, all of it in this file: ``_run`` connects and backs off; ``_pump`` fills the window, ``_next``
-chooses the stream and the message, ``_send`` hands it over; the provider's thread calls ``_on_acknowledged`` or
-``_on_lost``, which only leave word; ``_settle`` acts on it and moves the cursor.
+A message's way: ``_run`` connects and backs off; ``_pump`` fills the window, ``_next`` chooses the stream, whose lane
+(lane.py) has the next piece; ``_send`` hands it over; the provider's threads leave word (word.py); ``_settle`` acts
+on it and moves the cursor. How much and how fast is decided in pacing.py and budget.py.
 
 Nothing is lost because the cursor moves only on the far end's word. Nothing arrives twice because each message names
 (stream, epoch, first sequence number), and the far end drops what it has.
@@ -13,19 +13,20 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from outstation.buffer import Buffer, Stream
 from outstation.clock import Clock
 from outstation.errors import DeadlineError, OutstationError, RefusedError, StorageError
-from outstation.provider import Acknowledgement, Message, Provider, UplinkListener
+from outstation.provider import Acknowledgement, Provider
 from outstation.settings import UplinkSettings
+from outstation.sync.budget import Budget
 from outstation.sync.deadletter import DEAD_LETTER, set_aside
+from outstation.sync.lane import Lane, Piece, UnderWay
 from outstation.sync.link import LinkMonitor
-from outstation.sync.pacing import Backoff, Sent, Turns, Window
-from outstation.sync.slicing import fitting
-from outstation.types import Link
+from outstation.sync.pacing import Backoff, Flow, Sent, Turns, Window
+from outstation.sync.word import Word
+from outstation.types import AcknowledgedBy, Link, StreamReport
 
 log = logging.getLogger("outstation.sync")
 
@@ -41,18 +42,6 @@ SLOWEST_BYTES_PER_SECOND = 4_000
 UNREADABLE_INTERVAL = 30.0
 
 
-@dataclass(slots=True)
-class _Lane:
-    """One stream on its way up, for as long as one connection lives."""
-
-    stream: Stream
-    sent_through: int
-    pending: Iterator[Message] | None = None
-    head: Message | None = None
-    retry_at: float = 0.0  # monotonic seconds; before then its disk is not asked again
-    refused: dict[int, tuple[Message, str]] = field(default_factory=dict)  # by last sequence number, with the reason
-
-
 class UplinkThread:
     """Sends what the buffer holds, for as long as it runs. Started and closed once each; read from any thread."""
 
@@ -63,32 +52,48 @@ class UplinkThread:
         settings: UplinkSettings,
         clock: Clock,
         *,
+        on_link: Callable[[Link], None] = lambda _: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        """*on_link* hears, on the uplink's thread, when the link comes and goes. Raises SettingsError."""
         self._buffer = buffer
         self._provider = provider
         self._settings = settings
         self._clock = clock
         self._jitter = jitter
-        self._link = LinkMonitor(clock, Backoff(settings.backoff_first, settings.backoff_ceiling))
+        self._link = LinkMonitor(clock, Backoff(settings.backoff_first, settings.backoff_ceiling), on_link)
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._window = Window(settings.window_messages, settings.window_bytes)
+        self._flow = Flow(settings.window_bytes)
+        self._window = Window(settings.window_messages, self._flow.window_bytes)
         self._turns = Turns()
-        self._lanes: dict[str, _Lane] = {}
-        self._under_way: dict[tuple[str, int], Message] = {}  # by (stream, last sequence number)
-        self._word = threading.Lock()  # guards the three below, written by the provider's threads
-        self._acknowledged: dict[str, int] = {}  # by stream; cumulative, so one entry is enough
-        self._refused: list[Acknowledgement] = []
-        self._lost: Exception | None = None
-        self._connection = 0  # which connection a listener belongs to; late word from an older one is ignored
+        self._budget = Budget(settings, provider.limits, clock)
+        self._lanes: dict[str, Lane] = {}
+        self._word = Word(self._concerns, self._wake.set)
+        self._ledgers: tuple[StreamReport, ...] = ()  # as told last on this connection
         self._ledgers_due = 0.0
-        self._word_at = 0.0  # monotonic seconds; when the far end last said anything of a message
+        self._life_at = 0.0  # monotonic seconds; when the far end last said anything
+        self._awaited: Sent | None = None  # the oldest message under way,
+        self._awaited_since = 0.0  # and since when it is the oldest, in monotonic seconds
         self._thread = threading.Thread(target=self._run, name="outstation-uplink", daemon=True)
 
     @property
     def link(self) -> Link:
         return self._link.link
+
+    @property
+    def metered(self) -> bool:
+        """Whether only urgent streams are sent, as every byte costs. May be set at any time, from any thread."""
+        return self._budget.metered
+
+    @metered.setter
+    def metered(self, metered: bool) -> None:
+        self._budget.metered = metered
+        self._wake.set()
+
+    def stretched(self, interval: float) -> float:
+        """*interval* of anything that is sent by itself, longer on a metered link."""
+        return self._budget.stretched(interval)
 
     def start(self) -> None:
         self._buffer.on_commit(self._wake.set)
@@ -104,6 +109,7 @@ class UplinkThread:
         self._disconnect()
 
     def _run(self) -> None:
+        reason = ""
         while not self._stopping.is_set():
             self._link.trying()
             try:
@@ -115,13 +121,12 @@ class UplinkThread:
                 # A fault in an adapter must not end the only sending thread.
                 log.exception("the uplink's provider failed")
                 reason = f"{type(exc).__name__}: {exc}"
-            else:
-                reason = "closed"
             self._disconnect()
+            if self._stopping.is_set():
+                return
             wait = self._link.failed(reason, self._jitter())
-            if not self._stopping.is_set():
-                log.info("link is down (%s); next try in %.1f s", reason, wait)
-                self._clock.wait(self._stopping, wait)
+            log.info("link is down (%s); next try in %.1f s", reason, wait)
+            self._clock.wait(self._stopping, wait)
 
     def _disconnect(self) -> None:
         try:
@@ -130,24 +135,16 @@ class UplinkThread:
             log.exception("the uplink's provider failed to disconnect")
 
     def _connect(self) -> None:
-        self._connection += 1
-        mine = self._connection
-        with self._word:
-            self._acknowledged.clear()
-            self._refused.clear()
-            self._lost = None
+        if self._window:
+            self._flow.lost()
         self._window.clear()
+        self._window.max_bytes = self._flow.window_bytes
         self._lanes.clear()
-        self._under_way.clear()
         self._ledgers_due = 0.0
-
-        def acknowledged(acknowledgement: Acknowledgement) -> None:
-            self._on_acknowledged(mine, acknowledgement)
-
-        def lost(exc: Exception) -> None:
-            self._on_lost(mine, exc)
-
-        self._provider.uplink.connect(UplinkListener(acknowledged, lost), self._settings.connect_timeout)
+        self._ledgers = ()
+        self._provider.uplink.connect(self._word.begin(), self._settings.connect_timeout)
+        self._life_at = self._clock.monotonic()
+        self._awaited = None
         self._link.connected()
         log.info("link is up")
 
@@ -156,186 +153,171 @@ class UplinkThread:
         while not self._stopping.is_set():
             self._wake.clear()
             self._settle()
-            while not self._stopping.is_set() and (message := self._next()) is not None:
-                if not self._send(message):
+            pause = self._budget.wait()
+            while not (self._stopping.is_set() or pause) and (chosen := self._next()) is not None:
+                if not self._send(*chosen):
                     break  # no room in the transport; what is under way says whether the link lives
                 self._settle()
+                pause = self._budget.wait()
             self._check_overdue()
             self._send_ledgers()
-            self._clock.wait(self._wake, IDLE_INTERVAL)
+            self._look_for_life()
+            self._clock.wait(self._wake, min(pause or IDLE_INTERVAL, IDLE_INTERVAL))
 
-    def _next(self) -> Message | None:
-        """The message to send now, or None: nothing is waiting, or the window is full."""
+    def _next(self) -> tuple[Lane, Piece] | None:
+        """What to send now, or None: nothing is waiting, or the window is full."""
         if not self._window.has_room():
             return None
         ready = {stream.name: stream.settings.priority for stream in self._buffer.streams() if self._waits(stream)}
         while (name := self._turns.next((priority, name) for name, priority in ready.items())) is not None:
             lane = self._lanes[name]
-            message = self._head(lane)
-            if message is None:  # it only seemed so: its last records were let go, or its disk cannot be read
+            piece = self._head(lane)
+            if piece is None:  # it only seemed so: its last records were let go, or its disk cannot be read
                 del ready[name]
                 continue
-            if not self._window.has_room(len(message.block)):
+            if not self._window.has_room(piece.size_bytes):
                 return None
             self._turns.served(name)
-            lane.head = None
-            return message
+            return lane, piece
         return None
 
     def _waits(self, stream: Stream) -> bool:
-        """Whether *stream* has something to send, as far as its counters tell."""
-        if stream.name == DEAD_LETTER:
+        """Whether *stream* has something that may be sent now, as far as its counters tell."""
+        if stream.name == DEAD_LETTER or not self._budget.admits(stream.settings.priority):
             return False
         lane = self._lanes.get(stream.name)
         if lane is None:
-            lane = self._lanes[stream.name] = _Lane(stream, stream.acknowledged)
-        if lane.retry_at > self._clock.monotonic():
-            return False
-        return lane.head is not None or lane.pending is not None or stream.last_sequence > lane.sent_through
+            limit = self._provider.limits.max_message_bytes
+            lane = self._lanes[stream.name] = Lane(stream, self._flow, limit)
+        return lane.waits and lane.retry_at <= self._clock.monotonic()
 
-    def _head(self, lane: _Lane) -> Message | None:
-        """The next message of a stream, kept until it is sent; None when there is none, or none can be read."""
-        if lane.head is None:
-            if lane.pending is None:
-                lane.pending = self._messages(lane)
-            try:
-                lane.head = next(lane.pending, None)
-            except StorageError as exc:
-                log.warning("stream %r is passed over for %g s: %s", lane.stream.name, UNREADABLE_INTERVAL, exc)
-                lane.retry_at = self._clock.monotonic() + UNREADABLE_INTERVAL
-            if lane.head is None:
-                lane.pending = None
-        return lane.head
-
-    def _messages(self, lane: _Lane) -> Iterator[Message]:
-        stream = lane.stream
-        limit = self._provider.limits.max_message_bytes
-        for block in stream.blocks(lane.sent_through):
-            header = block.header
-            whole = Message(
-                stream.name,
-                header.epoch,
-                header.first_sequence,
-                header.last_sequence,
-                block.data,
-                stream.settings.priority,
-            )
-            yield from fitting(whole, after=lane.sent_through, max_bytes=limit)
-
-    def _send(self, message: Message) -> bool:
-        """Hand *message* over; False when the transport had no room for it in time, and it must be sent again."""
-        lane = self._lanes[message.stream]
-        before, lane.sent_through = lane.sent_through, message.last_sequence
-        limit = self._provider.limits.max_message_bytes
+    def _head(self, lane: Lane) -> Piece | None:
+        """The next piece of a stream; None when there is none, or none can be read."""
         try:
-            if limit is not None and len(message.block) > limit:
-                raise RefusedError(f"One record needs {len(message.block)} bytes; this provider carries {limit}.")
-            # Noted first: the acknowledgement may come before send returns.
-            self._under_way[message.stream, message.last_sequence] = message
+            return lane.head()
+        except StorageError as exc:
+            log.warning("stream %r is passed over for %g s: %s", lane.stream.name, UNREADABLE_INTERVAL, exc)
+            lane.retry_at = self._clock.monotonic() + UNREADABLE_INTERVAL
+            return None
+
+    def _send(self, lane: Lane, piece: Piece) -> bool:
+        """Hand *piece* over; False when the transport had no room for it in time, and it must be sent again."""
+        message = lane.sent(piece)
+        try:
             self._provider.uplink.send(message, self._settings.send_timeout)
         except DeadlineError:
             if not self._window:
                 raise  # nothing is under way that could show a sign of life
-            del self._under_way[message.stream, message.last_sequence]
-            lane.sent_through, lane.head = before, message
+            lane.put_back(piece)
             return False
         except RefusedError as exc:
-            self._under_way[message.stream, message.last_sequence] = message
-            refusal = Acknowledgement(message.stream, message.epoch, message.last_sequence, refused=str(exc))
-            with self._word:
-                self._refused.append(refusal)
-        self._window.add(Sent(message.stream, message.last_sequence, len(message.block), self._clock.monotonic()))
+            lane.under_way[message.last_sequence].refused = str(exc)
+        self._budget.spend(piece.size_bytes)
+        at = self._clock.monotonic()
+        self._window.add(Sent(message.stream, message.last_sequence, piece.size_bytes, at, piece.end))
         return True
 
-    def _on_acknowledged(self, connection: int, acknowledgement: Acknowledgement) -> None:
-        # On the provider's thread: leave word and return. One entry a stream, and no more refusals than messages
-        # under way, bound what can wait here.
-        lane = self._lanes.get(acknowledgement.stream)
+    def _concerns(self, word: Acknowledgement) -> bool:
+        """Whether *word* is of what was sent. On the provider's thread."""
+        lane = self._lanes.get(word.stream)
         # An older epoch is another life of this stream; beyond what was sent is word for somebody else.
-        if lane is None or lane.stream.epoch != acknowledgement.epoch or acknowledgement.through > lane.sent_through:
-            return
-        with self._word:
-            if connection != self._connection:
-                return
-            if acknowledgement.refused:
-                self._refused.append(acknowledgement)
-                del self._refused[: -self._settings.window_messages]
-            else:
-                through = self._acknowledged.get(acknowledgement.stream, 0)
-                self._acknowledged[acknowledgement.stream] = max(through, acknowledgement.through)
-        self._wake.set()
-
-    def _on_lost(self, connection: int, exc: Exception) -> None:
-        with self._word:
-            if connection == self._connection:
-                self._lost = exc
-        self._wake.set()
+        return lane is not None and lane.stream.epoch == word.epoch and word.through <= lane.sent_through
 
     def _settle(self) -> None:
         """Act on what the provider's threads left: move cursors, set refused records aside, see a lost link."""
-        with self._word:
-            acknowledged, self._acknowledged = self._acknowledged, {}
-            refused, self._refused = self._refused, []
-            lost = self._lost
-        for refusal in refused:
-            self._note_refusal(refusal)
-        if acknowledged or refused:
-            self._word_at = self._clock.monotonic()
-        for name, through in acknowledged.items():
+        heard = self._word.take()
+        if heard.from_far_end:
+            self._life_at = self._clock.monotonic()
+        for word in heard.refused:
+            if (entry := self._lanes[word.stream].under_way.get(word.through)) is not None:
+                entry.refused = word.refused
+        for name, through in heard.acknowledged.items():
             self._link.acknowledged()
             self._advance(self._lanes[name], through)
+        for (name, last), held_bytes in heard.held.items():
+            self._hold(self._lanes[name], last, held_bytes)
+        for word in heard.accepted:
+            if (entry := self._lanes[word.stream].under_way.get(word.through)) is not None:
+                entry.accepted += 1
         for lane in self._lanes.values():
-            self._pass_refused(lane)
-        if lost is not None:
-            raise lost
+            self._pass_decided(lane)
+        if heard.lost is not None:
+            raise heard.lost
 
-    def _advance(self, lane: _Lane, through: int) -> None:
-        for last in sorted(last for last in lane.refused if last <= through):
-            self._set_aside(lane, last)
+    def _advance(self, lane: Lane, through: int) -> None:
+        for last, entry in lane.under_way.items():
+            if last <= through and entry.refused:
+                self._set_aside(lane, entry)
         lane.stream.acknowledge(max(through, lane.stream.acknowledged))
-        self._window.acknowledge(lane.stream.name, through)
-        for key in [key for key in self._under_way if key[0] == lane.stream.name and key[1] <= through]:
-            del self._under_way[key]
+        lane.forget(through)
+        self._learn(self._window.acknowledge(lane.stream.name, through))
 
-    def _note_refusal(self, refusal: Acknowledgement) -> None:
-        lane = self._lanes.get(refusal.stream)
-        message = self._under_way.get((refusal.stream, refusal.through))
-        if lane is not None and message is not None:
-            lane.refused[refusal.through] = (message, refusal.refused)
+    def _hold(self, lane: Lane, last: int, held_bytes: int) -> None:
+        """The far end holds a part of a record; that makes room in the window, and moves no cursor."""
+        entry = lane.under_way.get(last)
+        if entry is not None:
+            entry.held_bytes = held_bytes
+            self._learn(self._window.hold(lane.stream.name, last, held_bytes))
 
-    def _pass_refused(self, lane: _Lane) -> None:
-        """Move on over refused messages that nothing unacknowledged stands before."""
-        for last in sorted(lane.refused):
-            first = lane.refused[last][0].first_sequence
-            if any(name == lane.stream.name and end < first for name, end in self._under_way):
-                return
-            self._advance(lane, last)
+    def _learn(self, arrived: list[Sent]) -> None:
+        if arrived:
+            size_bytes = sum(sent.size_bytes for sent in arrived)
+            self._flow.acknowledged(size_bytes, arrived[-1].at, self._clock.monotonic())
+            self._window.max_bytes = self._flow.window_bytes
 
-    def _set_aside(self, lane: _Lane, last: int) -> None:
-        message, reason = lane.refused.pop(last)
-        count = set_aside(self._buffer, message, after=lane.stream.acknowledged, reason=reason)
-        log.warning("%d records of stream %r were refused and set aside: %s", count, lane.stream.name, reason)
+    def _pass_decided(self, lane: Lane) -> None:
+        """Move on over what was refused, or is with the broker where its word is enough, in the order of sending."""
+        by_broker = lane.stream.settings.acknowledged_by is AcknowledgedBy.BROKER
+        through = 0
+        for last, entry in lane.under_way.items():
+            if not (entry.refused or (by_broker and entry.is_with_broker)):
+                break
+            through = last
+        if through:
+            self._link.acknowledged()
+            self._advance(lane, through)
+
+    def _set_aside(self, lane: Lane, entry: UnderWay) -> None:
+        count = set_aside(self._buffer, entry.message, after=lane.stream.acknowledged, reason=entry.refused)
+        log.warning("%d records of stream %r were refused and set aside: %s", count, lane.stream.name, entry.refused)
 
     def _check_overdue(self) -> None:
-        """Take the link for lost when the oldest message is overdue: since it was sent, and since any word came."""
-        oldest = self._window.oldest()
+        """Take the link for lost when the oldest message has been the oldest for too long.
+
+        What was sent before it may be slow and still move. Word on what was sent after it shows no more than that
+        something arrives: a message that a broker lost, or a hub that is one of several, would be waited for for ever.
+        """
+        oldest, now = self._window.oldest(), self._clock.monotonic()
+        if oldest is not self._awaited:
+            self._awaited, self._awaited_since = oldest, now
         if oldest is None:
             return
         allowed = self._settings.acknowledge_timeout + oldest.size_bytes / SLOWEST_BYTES_PER_SECOND
-        if self._clock.monotonic() - max(oldest.at, self._word_at) > allowed:
+        if now - self._awaited_since > allowed:
             raise DeadlineError(f"The far end acknowledged nothing for {allowed:.0f} s.")
 
     def _send_ledgers(self) -> None:
         now = self._clock.monotonic()
-        if now >= self._ledgers_due:
-            self._ledgers_due = now + LEDGER_INTERVAL
-            reports = tuple(stream.report() for stream in self._buffer.streams())
-            try:
-                self._provider.uplink.send_ledgers(reports, self._settings.send_timeout)
-            except DeadlineError:
-                if not self._window:
-                    raise
-                # No room behind what is under way, and that says whether the link lives.
+        if now < self._ledgers_due:
+            return
+        self._ledgers_due = now + self._budget.stretched(LEDGER_INTERVAL)
+        reports = tuple(stream.report() for stream in self._buffer.streams())
+        if reports == self._ledgers:
+            return
+        try:
+            self._provider.uplink.send_ledgers(reports, self._settings.send_timeout)
+            self._ledgers = reports
+        except DeadlineError:
+            if not self._window:
+                raise
+            # No room behind what is under way, and that says whether the link lives.
+
+    def _look_for_life(self) -> None:
+        """After a while without word from the far end, see whether a message still goes there and back."""
+        now = self._clock.monotonic()
+        if now - self._life_at > self._budget.stretched(self._settings.canary_interval):
+            self._provider.uplink.probe(self._settings.send_timeout)
+            self._life_at = self._clock.monotonic()
 
     def __repr__(self) -> str:
         link = self.link

@@ -9,9 +9,12 @@ import msgspec
 
 from outstation.clock import Clock
 from outstation.errors import InvalidInputError, InvalidNameError
-from outstation.settings import BufferSettings
+from outstation.settings import BufferSettings, StreamSettings
 
 EVENTS = "events"
+# What the station tells of itself has a stream of its own, small and early: after alarms, before any backlog.
+HEALTH = "health"
+HEALTH_POLICY = StreamSettings(priority=1, max_bytes=4 << 20)
 JSON = "application/json"
 EVENT_ATTRIBUTE = "event"
 MAX_NAME = 128
@@ -52,14 +55,17 @@ def event_stream(priority: int | None) -> str:
 
 
 def with_event_streams(settings: BufferSettings) -> BufferSettings:
-    """*settings* in which each ``events.pN`` that is not configured has the policy of ``events`` at priority N."""
+    """*settings* with the streams of events, as far as they are not configured.
+
+    Each ``events.pN`` has the policy of ``events`` at priority N, ``health`` one of its own.
+    """
     own = settings.streams.get(EVENTS, settings.defaults)
     made = {
         event_stream(priority): msgspec.structs.replace(own, priority=priority)
         for priority in range(10)
         if event_stream(priority) not in settings.streams
     }
-    return msgspec.structs.replace(settings, streams={**settings.streams, **made})
+    return msgspec.structs.replace(settings, streams={HEALTH: HEALTH_POLICY, **settings.streams, **made})
 
 
 class Telemetry:
@@ -69,6 +75,10 @@ class Telemetry:
         self._buffer = buffer
         self._clock = clock
         self._encoder = msgspec.json.Encoder()
+
+    def health(self, name: str, body: Any) -> Receipt:
+        """As :meth:`event`, of the station itself, into the stream ``health``."""
+        return self._record(HEALTH, name, body, {}, None)
 
     def event(
         self,
@@ -84,6 +94,11 @@ class Telemetry:
         *priority* 0 goes up first, 9 last. The receipt's ``wait`` returns once the event is on the disk; most
         callers need not wait. Raises InvalidInputError for a body that is no JSON, BufferFullError by policy.
         """
+        return self._record(event_stream(priority), name, body, attributes or {}, time_unix_nano)
+
+    def _record(
+        self, stream: str, name: str, body: Any, attributes: Mapping[str, str], time_unix_nano: int | None
+    ) -> Receipt:
         if not 0 < len(name) <= MAX_NAME:
             raise InvalidNameError(f"An event's name has 1 to {MAX_NAME} characters.")
         try:
@@ -94,9 +109,9 @@ class Telemetry:
                 hint="Use dicts, lists, strings, numbers, booleans and None; convert numpy values with .tolist().",
             ) from exc
         moment = self._clock.time_unix_nano() if time_unix_nano is None else time_unix_nano
-        return self._buffer.stream(event_stream(priority)).append(
+        return self._buffer.stream(stream).append(
             payload,
             time_unix_nano=moment,
             content_type=JSON,
-            attributes={EVENT_ATTRIBUTE: name, **(attributes or {})},
+            attributes={EVENT_ATTRIBUTE: name, **attributes},
         )

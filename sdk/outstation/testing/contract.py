@@ -274,7 +274,7 @@ class ProviderContract:
     def test_a_report_arrives_and_the_last_one_wins(self, provider: Provider, far_end: FarEnd) -> None:
         desired = self._desired(provider)
         versions = (
-            ModelVersionReport("2.0.0", ModelPhase.ACTIVE, 5),
+            ModelVersionReport("2.0.0", ModelPhase.ACTIVE, 5, saved_bytes=7),
             ModelVersionReport("3.0.0", ModelPhase.REFUSED, 6, "sha256 differs"),
         )
         ledger = Ledger(10, 5, 2, {DropReason.EVICTED: 3})

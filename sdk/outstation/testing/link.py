@@ -97,21 +97,29 @@ class FlakyLink:
 
         self._do(order)
 
-    def corrupt(self, pieces: int = 1) -> None:
-        """Flip one bit in each of the next *pieces* that go up."""
+    def corrupt(self, pieces: int = 1, *, downward: bool = False) -> None:
+        """Flip one bit in each of the next *pieces* that go up, or down."""
 
         def order() -> None:
-            self._state.corrupt = pieces
+            self._state.corrupt[downward] = pieces
 
         self._do(order)
 
-    def half_close(self) -> None:
-        """Tell the target that the callers have finished, and the callers nothing."""
+    def swallow(self, pieces: int = 1, *, downward: bool = False) -> None:
+        """Lose each of the next *pieces* that go up, or down, and forward what comes behind them."""
+
+        def order() -> None:
+            self._state.swallow[downward] = pieces
+
+        self._do(order)
+
+    def half_close(self, *, downward: bool = False) -> None:
+        """Tell the target that the callers have finished, and the callers nothing; *downward*: the other way round."""
 
         def order() -> None:
             for pair in self._pairs:
                 with suppress(OSError):
-                    pair.ways[0].sink.shutdown(socket.SHUT_WR)
+                    pair.ways[downward].sink.shutdown(socket.SHUT_WR)
 
         self._do(order)
 
@@ -226,12 +234,13 @@ class _State:
     holes: list[bool] = field(default_factory=lambda: [False, False])
     free_at: list[float] = field(default_factory=lambda: [0.0, 0.0])
     forwarded: list[int] = field(default_factory=lambda: [0, 0])
-    corrupt: int = 0
+    corrupt: list[int] = field(default_factory=lambda: [0, 0])  # pieces that are still to be hit
+    swallow: list[int] = field(default_factory=lambda: [0, 0])
 
     def heal(self, latency: float, rate: float | None) -> None:
         self.latency, self.rate = latency, rate
         self.holes = [False, False]
-        self.corrupt = 0
+        self.corrupt, self.swallow = [0, 0], [0, 0]
 
 
 @dataclass(slots=True, eq=False)
@@ -260,9 +269,12 @@ class _Way:
         if not data:
             self.ended = True
             return
-        if state.corrupt and self.direction == 0:
-            state.corrupt -= 1
-            data = bytes([*data[:-1], data[-1] ^ 1])
+        if state.swallow[self.direction]:
+            state.swallow[self.direction] -= 1
+            return
+        if state.corrupt[self.direction]:
+            state.corrupt[self.direction] -= 1
+            data = data[:-1] + bytes([data[-1] ^ 1])
         self.held.append((now + state.latency, memoryview(data)))
         self.held_bytes += len(data)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from typing import NamedTuple
 
 from outstation.errors import InvalidInputError
-from outstation.wire.block import MAX_METAS, Meta
+from outstation.wire.block import MAX_METAS, Meta, encode_meta
 
 # Half of what a block may hold: room for columns, attributes and marks beside the payloads.
 MAX_RECORD_BYTES = 32 << 20
@@ -21,6 +23,25 @@ MAX_INTEGER = (1 << 63) - 1  # of time stamps and marks
 
 # Content type and attributes as the caller gave them.
 MetaKey = tuple[str, tuple[tuple[str, str], ...]]
+
+
+class Rows(NamedTuple):
+    """Records that were checked, by column."""
+
+    run: bytes | memoryview  # all payloads, one after the other
+    sizes: array[int]  # of each payload
+    times: array[int]
+    keys: list[MetaKey]  # the different ones
+    places: array[int] | None  # which of them each record has; None = all have the only one
+
+    def cut(self, pieces: list[tuple[int, int]]) -> Iterator[Rows]:
+        """The records of each (start, end); *pieces* cover them in order, without a gap."""
+        view, at = memoryview(self.run), 0
+        for start, end in pieces:
+            sizes = self.sizes[start:end]
+            begin, at = at, at + sum(sizes)
+            places = None if self.places is None else self.places[start:end]
+            yield Rows(view[begin:at], sizes, self.times[start:end], self.keys, places)
 
 
 def as_bytes(payload: object) -> bytes:
@@ -37,17 +58,33 @@ def checked_time(time_unix_nano: int) -> int:
     return time_unix_nano
 
 
-def checked_times(times: Sequence[int] | None, count: int, now: Callable[[], int]) -> Sequence[int]:
-    """One time for each of *count* records."""
-    if count == 0:
+def joined(payloads: Sequence[bytes]) -> tuple[bytes, array[int]]:
+    """All of *payloads* in one run, and the size of each. A copy: what the caller does with a view later is its own."""
+    if not payloads:
         raise InvalidInputError("There is nothing to append.")
+    try:
+        run = b"".join(payloads)
+        sizes = array("I", map(len, payloads))
+    except (TypeError, OverflowError):
+        run, sizes = b"", array("I")
+    if len(run) != sum(sizes) or not run:  # views of wider items, nothing but empty ones, or no bytes at all
+        payloads = [as_bytes(payload) for payload in payloads]
+        return b"".join(payloads), array("I", map(len, payloads))
+    return run, sizes
+
+
+def checked_times(times: Sequence[int] | None, count: int, now: Callable[[], int]) -> array[int]:
+    """One time for each of *count* records, as a column."""
     if times is None:
-        return [now()] * count
+        return array("q", (now(),)) * count
     if len(times) != count:
         raise InvalidInputError(f"{count} payloads came with {len(times)} times.")
+    try:
+        column = array("q", times)
+    except (TypeError, OverflowError):
+        column = array("q", map(checked_time, times))
     checked_time(min(times))
-    checked_time(max(times))
-    return times
+    return column
 
 
 def check_mark(mark: tuple[str, int]) -> None:
@@ -75,13 +112,19 @@ def checked_meta(key: MetaKey) -> Meta:
     return content_type, tuple(sorted(attributes))
 
 
+@lru_cache(maxsize=256)
+def stored_meta(key: MetaKey) -> bytes:
+    """*key* as a block holds it; InvalidInputError as of :func:`checked_meta`."""
+    return encode_meta(checked_meta(key))
+
+
 def meta_keys(
     attributes: Mapping[str, str] | Sequence[Mapping[str, str]], content_type: str, count: int
-) -> tuple[list[MetaKey], list[int] | None]:
+) -> tuple[list[MetaKey], array[int] | None]:
     """The different keys, each checked, and which of them each record has (None: all have the only one)."""
     if isinstance(attributes, Mapping):
         key = (content_type, tuple(attributes.items()))
-        checked_meta(key)
+        stored_meta(key)
         return [key], None
     if len(attributes) != count:
         raise InvalidInputError(f"{count} payloads came with {len(attributes)} mappings of attributes.")
@@ -93,15 +136,15 @@ def meta_keys(
         key = (content_type, tuple(one.items()))
         place_of[identity] = places.setdefault(key, len(places))
     for key in places:
-        checked_meta(key)
+        stored_meta(key)
     if len(places) == 1:
         return list(places), None
-    return list(places), list(map(place_of.__getitem__, identities))
+    return list(places), array("I", map(place_of.__getitem__, identities))
 
 
-def record_sizes(payloads: Sequence[bytes], keys: Sequence[MetaKey], index: Sequence[int] | None) -> list[int]:
+def record_sizes(payload_sizes: Sequence[int], keys: Sequence[MetaKey], index: Sequence[int] | None) -> list[int]:
     """What each record takes in a block; with so many attributes that they matter, each record carries its own."""
-    sizes = [len(payload) + RECORD_OVERHEAD_BYTES for payload in payloads]
+    sizes = [size + RECORD_OVERHEAD_BYTES for size in payload_sizes]
     if index is not None:
         # 4: the longest of UTF-8.
         costs = [4 * sum(len(name) + len(value) + 6 for name, value in key[1]) for key in keys]

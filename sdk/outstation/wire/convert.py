@@ -119,6 +119,9 @@ def downward_to_wire(value: Downward) -> sync_pb2.PushResponse:
                 stream=value.stream, epoch=value.epoch, through=value.through, reason=value.refused
             )
         )
+    if value.held_bytes:
+        held = sync_pb2.Held(stream=value.stream, epoch=value.epoch, through=value.through, bytes=value.held_bytes)
+        return sync_pb2.PushResponse(held=held)
     return sync_pb2.PushResponse(
         acknowledgement=sync_pb2.Acknowledgement(stream=value.stream, epoch=value.epoch, through=value.through)
     )
@@ -133,6 +136,9 @@ def downward_from_wire(m: sync_pb2.PushResponse) -> Downward | None:
     if kind == "refusal":
         r = m.refusal
         return Acknowledgement(r.stream, r.epoch, r.through, r.reason or "no reason given")
+    if kind == "held":
+        h = m.held
+        return Acknowledgement(h.stream, h.epoch, h.through, held_bytes=h.bytes)
     if kind == "welcome":
         return Welcome(m.welcome.hub)
     return None
@@ -235,6 +241,7 @@ def _model_report_to_wire(value: ModelReport) -> fleet_pb2.ModelReport:
             phase=version.phase.value,
             since_unix_nano=version.since_unix_nano,
             reason=version.reason,
+            saved_bytes=version.saved_bytes,
         )
         for version in value.versions
     ]
@@ -243,7 +250,7 @@ def _model_report_to_wire(value: ModelReport) -> fleet_pb2.ModelReport:
 
 def _model_report_from_wire(m: fleet_pb2.ModelReport) -> ModelReport:
     versions = tuple(
-        ModelVersionReport(v.version, ModelPhase(v.phase), v.since_unix_nano, v.reason)
+        ModelVersionReport(v.version, ModelPhase(v.phase), v.since_unix_nano, v.reason, v.saved_bytes)
         for v in m.versions
         if v.phase in _MODEL_PHASES  # a phase of a newer station: we have no word for it
     )

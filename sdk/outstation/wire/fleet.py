@@ -17,6 +17,7 @@ from outstation.wire.messages import (
     Failure,
     HubStatus,
     ModelWish,
+    SinkStatus,
     StationEntry,
     StationsPage,
     StationsRequest,
@@ -211,11 +212,26 @@ def _status_to_wire(value: HubStatus) -> fleet_pb2.GetHubStatusResponse:
         stations=value.stations,
         connected=value.connected,
         counts=value.counts,
+        sinks=[
+            fleet_pb2.SinkStatus(
+                name=sink.name,
+                waiting_blocks=sink.waiting_blocks,
+                written_unix_nano=sink.written_unix_nano,
+                failure=sink.failure,
+                failing_since_unix_nano=sink.failing_since_unix_nano,
+                set_aside=sink.set_aside,
+            )
+            for sink in value.sinks
+        ],
     )
 
 
 def _status_from_wire(m: fleet_pb2.GetHubStatusResponse) -> HubStatus:
-    return HubStatus(m.software, m.started_unix_nano, m.stations, m.connected, dict(m.counts))
+    sinks = tuple(
+        SinkStatus(s.name, s.waiting_blocks, s.written_unix_nano, s.failure, s.failing_since_unix_nano, s.set_aside)
+        for s in m.sinks
+    )
+    return HubStatus(m.software, m.started_unix_nano, m.stations, m.connected, dict(m.counts), sinks)
 
 
 _ENTRY = codec(fleet_pb2.WishEntry, _wish_entry_to_wire, _wish_entry_from_wire)

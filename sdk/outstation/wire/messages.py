@@ -218,6 +218,18 @@ class StationsRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """One sink of a hub, or the log that several hubs share."""
+
+    name: str
+    waiting_blocks: int = 0
+    written_unix_nano: int = 0  # when it last took a batch; 0 = not since the hub started
+    failure: str = ""  # "" = it takes what comes
+    failing_since_unix_nano: int = 0
+    set_aside: int = 0  # what it will never take; kept beside its cursor
+
+
+@dataclass(frozen=True, slots=True)
 class HubStatus:
     """What a hub has done and refused since it started."""
 
@@ -226,6 +238,7 @@ class HubStatus:
     stations: int
     connected: int
     counts: Mapping[str, int]
+    sinks: tuple[SinkStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,16 +77,18 @@ class ModelReport(_message.Message):
     def __init__(self, name: _Optional[str] = ..., active: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersionReport, _Mapping]]] = ...) -> None: ...
 
 class ModelVersionReport(_message.Message):
-    __slots__ = ("version", "phase", "since_unix_nano", "reason")
+    __slots__ = ("version", "phase", "since_unix_nano", "reason", "saved_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     SINCE_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     phase: str
     since_unix_nano: int
     reason: str
-    def __init__(self, version: _Optional[str] = ..., phase: _Optional[str] = ..., since_unix_nano: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    saved_bytes: int
+    def __init__(self, version: _Optional[str] = ..., phase: _Optional[str] = ..., since_unix_nano: _Optional[int] = ..., reason: _Optional[str] = ..., saved_bytes: _Optional[int] = ...) -> None: ...
 
 class Link(_message.Message):
     __slots__ = ("state", "since_unix_nano", "reason")
@@ -297,7 +299,7 @@ class GetHubStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetHubStatusResponse(_message.Message):
-    __slots__ = ("software", "started_unix_nano", "stations", "connected", "counts")
+    __slots__ = ("software", "started_unix_nano", "stations", "connected", "counts", "sinks")
     class CountsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -310,9 +312,27 @@ class GetHubStatusResponse(_message.Message):
     STATIONS_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SINKS_FIELD_NUMBER: _ClassVar[int]
     software: str
     started_unix_nano: int
     stations: int
     connected: int
     counts: _containers.ScalarMap[str, int]
-    def __init__(self, software: _Optional[str] = ..., started_unix_nano: _Optional[int] = ..., stations: _Optional[int] = ..., connected: _Optional[int] = ..., counts: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    sinks: _containers.RepeatedCompositeFieldContainer[SinkStatus]
+    def __init__(self, software: _Optional[str] = ..., started_unix_nano: _Optional[int] = ..., stations: _Optional[int] = ..., connected: _Optional[int] = ..., counts: _Optional[_Mapping[str, int]] = ..., sinks: _Optional[_Iterable[_Union[SinkStatus, _Mapping]]] = ...) -> None: ...
+
+class SinkStatus(_message.Message):
+    __slots__ = ("name", "waiting_blocks", "written_unix_nano", "failure", "failing_since_unix_nano", "set_aside")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WAITING_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    FAILING_SINCE_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
+    SET_ASIDE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    waiting_blocks: int
+    written_unix_nano: int
+    failure: str
+    failing_since_unix_nano: int
+    set_aside: int
+    def __init__(self, name: _Optional[str] = ..., waiting_blocks: _Optional[int] = ..., written_unix_nano: _Optional[int] = ..., failure: _Optional[str] = ..., failing_since_unix_nano: _Optional[int] = ..., set_aside: _Optional[int] = ...) -> None: ...

@@ -80,14 +80,16 @@ class Ledger(_message.Message):
     def __init__(self, appended: _Optional[int] = ..., acknowledged: _Optional[int] = ..., pending: _Optional[int] = ..., dropped: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class PushResponse(_message.Message):
-    __slots__ = ("welcome", "acknowledgement", "refusal")
+    __slots__ = ("welcome", "acknowledgement", "refusal", "held")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGEMENT_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     acknowledgement: Acknowledgement
     refusal: Refusal
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    held: Held
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("hub",)
@@ -116,3 +118,15 @@ class Refusal(_message.Message):
     through: int
     reason: str
     def __init__(self, stream: _Optional[str] = ..., epoch: _Optional[int] = ..., through: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Held(_message.Message):
+    __slots__ = ("stream", "epoch", "through", "bytes")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    THROUGH_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    stream: str
+    epoch: int
+    through: int
+    bytes: int
+    def __init__(self, stream: _Optional[str] = ..., epoch: _Optional[int] = ..., through: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
