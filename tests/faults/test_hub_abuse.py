@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from hub_parts import HubProcess, drained, hub_provider, hub_settings, rows
 from outstation.errors import LinkError, OutstationError
 from outstation.provider import Message
 from outstation.testing.contract import Ear, message
-from outstation.wire import BlockHeader, convert
+from outstation.wire import BlockHeader, Columns, convert, encode
 from outstation.wire.client import Client
 from outstation.wire.messages import Hello
 from outstation.wire.method import Codec, Method
@@ -193,3 +193,114 @@ def test_garbage_of_every_kind_leaves_the_hub_small_and_serving(tmp_path):
             lambda: [row["sequence"] for row in rows(hub.parquet) if row["station"] == "press-7"] == [*range(1, 10)]
         )
     assert grown < 300 << 20, f"the hub grew by {grown >> 20} MiB"
+
+
+def slow_calls(address, count, held):
+    """*count* stations that say Hello and nothing more until *held* is set."""
+
+    def drip(number):
+        yield convert.PUSH.request.encode(Hello(f"loris-{number}"))
+        held.wait(60)
+
+    with ExitStack() as clients:
+        client = clients.enter_context(Client(address))
+        for number in range(count):
+            call = clients.enter_context(client.stream(RAW_PUSH, drip(number), 60))
+            threading.Thread(target=lambda call=call: exhausted(call), daemon=True).start()
+        held.wait(60)
+
+
+def exhausted(call):
+    with suppress(OutstationError):
+        for _ in call:
+            pass
+
+
+def test_many_slow_connections_cost_little_and_keep_nobody_out(tmp_path):
+    held = threading.Event()
+    with HubProcess(tmp_path) as hub:
+        sent_by(hub.address, tmp_path, [message(1, 3)])
+        before = resident_bytes(hub.process.pid)
+        host, port = hub.address.split(":")
+        lorises = [socket.create_connection((host, int(port)), 5) for _ in range(300)]
+        for number, loris in enumerate(lorises):
+            loris.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[: number % 24 + 1])  # and no more
+        calls = threading.Thread(target=slow_calls, args=(hub.address, 30, held))
+        calls.start()
+        sent_by(hub.address, tmp_path, [message(4, 3)])
+        grown = resident_bytes(hub.process.pid) - before
+        held.set()
+        calls.join()
+        for loris in lorises:
+            loris.close()
+        sent_by(hub.address, tmp_path, [message(7, 3)])
+        wait_until(lambda: sum(row["station"] == "press-7" for row in rows(hub.parquet)) == 9)
+    assert grown < 100 << 20, f"the hub grew by {grown >> 20} MiB"
+
+
+class SlowSink:
+    """Takes a little at a time."""
+
+    name = "slow"
+
+    def __init__(self):
+        self.stations = []
+
+    def write(self, arrivals):
+        self.stations += [arrival.station for arrival in arrivals]
+        time.sleep(0.05)  # so that the inbox is full nearly always
+
+    def close(self):
+        pass
+
+
+def noise(sequence):
+    """A block of 200 kB that nothing can compress."""
+    block = encode(Columns([sequence], [1], [os.urandom(200_000)]), epoch=7)
+    return Message("events", 7, sequence, sequence, block)
+
+
+def test_a_station_that_floods_does_not_starve_another_even_when_the_inbox_is_full(tmp_path):
+    stop, sink = threading.Event(), SlowSink()
+
+    def flood(number):
+        provider, ear = hub_provider(hub.address, tmp_path, station=f"flood-{number}"), Ear()
+        provider.uplink.connect(ear.listener, 5)
+        sequence = 0
+        with suppress(OutstationError):
+            while not stop.is_set():
+                sequence += 1
+                provider.uplink.send(noise(sequence), 30)
+        provider.close()
+
+    settings = hub_settings(tmp_path, inbox_bytes=3 << 20, batch_bytes=400_000)
+    with Hub(settings, sinks=[sink]) as hub:
+        floods = [threading.Thread(target=flood, args=(number,)) for number in range(3)]
+        for thread in floods:
+            thread.start()
+        wait_until(lambda: len(sink.stations) > 10, 30)
+        sent_by(hub.address, tmp_path, [noise(number) for number in range(1, 6)])  # each within ten seconds
+        stop.set()
+        hub.close()
+        for thread in floods:
+            thread.join()
+
+
+def test_what_is_refused_is_counted_for_the_hub_and_for_the_station(tmp_path):
+    with Hub(hub_settings(tmp_path)) as hub:
+        with Client(hub.address) as client:
+            for requests in ([b"\xff" * 100], [convert.PUSH.request.encode(message(1, 1))]):
+                with suppress(OutstationError):
+                    list(client.stream(RAW_PUSH, iter(requests), 5))
+        provider, ear = hub_provider(hub.address, tmp_path), Ear()
+        provider.uplink.connect(ear.listener, 5)
+        provider.uplink.send(Message("events", 7, 1, 3, b"no block"), 5)
+        ear.wait(lambda ear: ear.acknowledgements, 5)
+        damaged = message(4, 3)
+        provider.uplink.send(Message("events", 7, 4, 6, damaged.block[:-1] + b"x"), 5)
+        ear.wait(lambda ear: ear.losses, 5)
+        wait_until(lambda: hub.stations.counts("press-7") == {"refused": 1, "damaged": 1})
+        counts = hub.status().counts
+        assert (counts["garbage"], counts["wrong"], counts["refused"], counts["damaged"]) == (1, 1, 1, 1)
+        assert hub.accounts.of("press-7")[0].refused == 3
+        provider.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outstation.types import ModelPhase
@@ -17,7 +17,7 @@ LABELS = st.dictionaries(st.sampled_from(["line", "site"]), st.sampled_from(["1"
 STAGES = st.builds(
     Stages, percent=st.floats(0.1, 100), stop_after=st.integers(1, 5), stop_after_percent=st.sampled_from([0.0, 5.0])
 )
-REPORTS = st.dictionaries(st.sampled_from(NAMES), PHASES, max_size=20)
+REPORTS = st.dictionaries(st.sampled_from(NAMES[:40]), PHASES, max_size=20)
 
 
 def rule(version="2.0.0", station="", revision=1, stages=None, **where):
@@ -47,11 +47,12 @@ def test_more_conditions_come_before_fewer_and_then_the_later_wish():
     assert decided([line, site], line="3", site="x") == "2.0.0"
 
 
-@given(st.permutations(range(8)), LABELS, st.data())
+@settings(deadline=None, max_examples=50)
+@given(st.permutations(range(5)), LABELS, st.data())
 def test_the_order_of_the_rules_decides_nothing(order, labels, data):
     rules = [
         rule(f"{n}.0.0", data.draw(st.sampled_from(["", "press-7"])), n, data.draw(st.none() | STAGES), **where)
-        for n, where in enumerate(data.draw(st.lists(LABELS, min_size=8, max_size=8)))
+        for n, where in enumerate(data.draw(st.lists(LABELS, min_size=5, max_size=5)))
     ]
     assert decided(rules, **labels) == decided([rules[n] for n in order], **labels)
 
@@ -108,20 +109,22 @@ def test_it_stops_at_a_share_of_those_chosen():
     assert judged(stages, few | {NAMES[9]: P.REFUSED}).stopped
 
 
+@settings(deadline=None)
 @given(STAGES, REPORTS, REPORTS, st.floats(0.1, 100))
 def test_after_it_stopped_it_comes_to_no_further_station(stages, at_stop, later, percent):
     stopped = judged(stages, at_stop)
     if not stopped.stopped:
         return
     answering = {name for name, phase in at_stop.items() if phase in (P.PROBATION, P.ACTIVE)}
-    for name in NAMES:
+    for name in NAMES[:40]:
         if offers(rule(stages=stopped), name, answers=False):
             assert name in answering
     assert judged(stopped, later) is stopped
     widened = msgspec.structs.replace(stopped, percent=percent)
-    assert not any(offers(rule(stages=widened), name, answers=False) for name in set(NAMES) - answering)
+    assert not any(offers(rule(stages=widened), name, answers=False) for name in set(NAMES[:40]) - answering)
 
 
+@settings(deadline=None)
 @given(STAGES, REPORTS)
 def test_what_failed_before_it_was_resumed_stops_it_no_more(stages, reports):
     again = resumed(judged(stages, reports), reports)

@@ -95,7 +95,7 @@ def ls(
         what = f"None of {len(known):,} stations is such." if known else "No station has connected to this hub yet."
         print(what, file=sys.stderr)
         return
-    if sys.stdout.isatty() and get_terminal_size().columns < view.NARROW:
+    if _is_narrow():
         draw(view.NARROW_COLUMNS, map(view.narrow_row, shown))
     else:
         _print_table(view.STATION_COLUMNS, list(map(view.station_row, shown)))
@@ -134,7 +134,10 @@ def show(
         print(f"refused since the hub started: {view.counted(entry.counts)}")
     _print_table(view.WISH_OF_STATION_COLUMNS, view.wish_rows(entry), title="models")
     _print_table(view.VERSION_COLUMNS, view.version_rows(entry), title="versions")
-    _print_table(view.ACCOUNT_COLUMNS, view.account_rows(entry), title="streams")
+    if _is_narrow():
+        draw(view.NARROW_ACCOUNT_COLUMNS, view.narrow_account_rows(entry), title="streams")
+    else:
+        _print_table(view.ACCOUNT_COLUMNS, view.account_rows(entry), title="streams")
 
 
 @app.command("wishes")
@@ -407,6 +410,10 @@ def _stages(percent: float, stop_after: str) -> WishStages:
 
 
 # -- what is printed ---------------------------------------------------------------------------------------------
+
+
+def _is_narrow() -> bool:
+    return sys.stdout.isatty() and get_terminal_size().columns < view.NARROW
 
 
 def _say(entry: WishEntry, as_json: bool, word: str = "") -> None:

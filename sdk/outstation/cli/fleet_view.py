@@ -104,6 +104,7 @@ def summary(shown: Sequence[StationEntry], known: int) -> str:
 
 WISH_OF_STATION_COLUMNS = ("model", "answers", "wanted", "because of the wish for", "revision")
 VERSION_COLUMNS = ("model", "version", "phase", "reason")
+NARROW_ACCOUNT_COLUMNS = ("stream", "appended", "waiting", "came", "missing")
 ACCOUNT_COLUMNS = ("stream", "appended", "acknowledged", "waiting", "dropped", "came", "refused", "missing")
 
 
@@ -152,6 +153,12 @@ def _account_row(account: Account) -> Row:
         account.refused,
         missing(account),
     )
+
+
+def narrow_account_rows(entry: StationEntry) -> list[Row]:
+    """As :func:`account_rows`, in :data:`NARROW_ACCOUNT_COLUMNS`."""
+    rows = (dict(zip(ACCOUNT_COLUMNS, row, strict=True)) for row in account_rows(entry))
+    return [[row[column] for column in NARROW_ACCOUNT_COLUMNS] for row in rows]
 
 
 def missing(account: Account) -> str:

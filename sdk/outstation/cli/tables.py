@@ -14,7 +14,7 @@ def draw(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str
 
     table = Table(title=title or None, title_justify="left")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a name that is cut short could be another one
     for row in rows:
         # As Text, so that a bracket in somebody's reason is not taken for markup.
         cells = [Text(_shown(value), justify="right" if isinstance(value, int) else "left") for value in row]
