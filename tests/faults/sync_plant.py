@@ -32,6 +32,7 @@ STREAMS = {
     "readings": {"priority": 5, "when_full": "reject"},
     "images": {"priority": 7, "when_full": "reject"},  # some are larger than a message
     "trace": {"priority": 9, "when_full": "drop_oldest", "max_bytes": 128 << 10},
+    "history": {"priority": 8, "when_full": "thin", "max_bytes": 128 << 10},
     "orders": {"priority": 3, "when_full": "reject", "max_bytes": 128 << 10},
 }
 MAX_MESSAGE_BYTES = 32 << 10
@@ -107,7 +108,7 @@ class Application:
             self._idle.notify_all()
 
     def _burst(self) -> None:
-        name = self._dice.choices(list(STREAMS), (1, 6, 1, 3, 3))[0]
+        name = self._dice.choices(list(STREAMS), (1, 6, 1, 3, 3, 3))[0]
         stream = self._station.buffer.stream(name)
         for _ in range(1 if name == "images" else self._dice.randint(1, 15)):
             size = self._size(name)

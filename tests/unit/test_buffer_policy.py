@@ -105,6 +105,37 @@ def test_a_reader_misses_nothing_that_stays_while_segments_are_thinned(tmp_path,
         assert not list((tmp_path / "streams" / "history").glob("quarantine/*"))
 
 
+class AcknowledgeAcross(Files):
+    """Has the far end acknowledge half of what is pending while a segment is written anew."""
+
+    stream = None
+
+    def rename(self, source, target):
+        super().rename(source, target)
+        if self.stream is not None and target.suffix == ".seg":
+            stream, self.stream = self.stream, None
+            stream.acknowledge((stream.acknowledged + stream.last_sequence) // 2)
+            self.acknowledged = True
+
+    def open(self, path, flags, *rest):
+        if self.stream is not None and path.suffix == ".tmp" and ".seg" in path.name:
+            self.stream.acknowledge((self.stream.acknowledged + self.stream.last_sequence) // 4)
+        return super().open(path, flags, *rest)
+
+
+def test_what_is_acknowledged_while_it_is_thinned_is_counted_once(tmp_path):
+    settings = options(history=StreamSettings(when_full=WhenFull.THIN, max_bytes=48 << 10))
+    files = AcknowledgeAcross()
+    with Buffer.open(tmp_path, settings, files=files) as buffer:
+        stream = buffer.stream("history")
+        fill(stream, 70)
+        files.stream = stream
+        fill(stream, 200)
+        assert files.acknowledged
+        assert stream.ledger().balanced
+        assert stream.ledger().pending == len(sequences(stream))
+
+
 def test_a_thinned_stream_is_acknowledged_at_any_number(tmp_path):
     settings = options(history=StreamSettings(when_full=WhenFull.THIN, max_bytes=48 << 10))
     with Buffer.open(tmp_path, settings) as buffer:
