@@ -16,14 +16,17 @@ from faults.sync_plant import KEPT, STREAMS, Plant
 from faults.sync_schedule import REST_TIMEOUT, drawn, play
 
 # "mqtt" puts a mosquitto between agent and hub, and its faults into the schedule.
-PROVIDERS = ("hub",)
-EVERYDAY, SOAK = 12, 200
-SEEDS = [pytest.param(n, id=f"seed-{n}-", marks=() if n <= EVERYDAY else pytest.mark.soak) for n in range(1, SOAK + 1)]
+EVERYDAY = {"hub": 12, "mqtt": 4}
+SOAK = 200
+RUNS = [
+    pytest.param(provider, n, id=f"{provider}-seed-{n}-", marks=() if n <= everyday else pytest.mark.soak)
+    for provider, everyday in EVERYDAY.items()
+    for n in range(1, SOAK + 1)
+]
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_every_confirmed_record_arrives_once_and_in_order(tmp_path: Path, seed: int, provider: str) -> None:
+@pytest.mark.parametrize(("provider", "seed"), RUNS)
+def test_every_confirmed_record_arrives_once_and_in_order(tmp_path: Path, provider: str, seed: int) -> None:
     tls = seed % 3 != 0 and provider == "hub"
     plant = Plant(tmp_path, seed, tls=tls, provider=provider)
     steps = drawn(seed, small_disk=plant.has_small_disk, tls=tls, broker=plant.broker is not None)
