@@ -216,6 +216,7 @@ def test_the_status_command_shows_link_and_streams_to_people_and_to_machines(age
     shown = status(agent)
     assert "by provider local" in shown
     assert re.search(r"events\s+│\s+1 │", shown)
+    assert 'outstation_records_pending{station="' in status(agent, "--metrics")
     told = json.loads(status(agent, "--json"))
     events = next(stream for stream in told["reported"]["streams"] if stream["stream"] == "events")
     assert events["ledger"]["pending"] == 1

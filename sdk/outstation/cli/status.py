@@ -11,6 +11,7 @@ import typer
 
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.cli.tables import ago, draw
+from outstation.telemetry.prometheus import page
 from outstation.types import ModelReport, StationStatus, StreamReport
 
 
@@ -19,6 +20,7 @@ def status(
     data: DataDir = None,
     socket: Annotated[Path | None, typer.Option("--socket", help="The agent's socket.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    as_metrics: Annotated[bool, typer.Option("--metrics", help="Metrics in Prometheus' text format.")] = False,
 ) -> None:
     """Show what the station on this device is doing: link, backlog, model versions.
 
@@ -33,6 +35,8 @@ def status(
         client.close()
     if as_json:
         print(msgspec.json.encode(now).decode())
+    elif as_metrics:
+        print(page(now), end="")
     else:
         _show(now)
 
