@@ -63,6 +63,9 @@ class Files:
     def rename(self, source: Path, target: Path) -> None:
         source.rename(target)
 
+    def link(self, source: Path, target: Path) -> None:
+        target.hardlink_to(source)
+
     def unlink(self, path: Path) -> None:
         path.unlink()
 

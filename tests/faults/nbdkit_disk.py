@@ -18,7 +18,7 @@ def config(key, value):
     _settings[key] = value
 
 
-def open(readonly):  # the name that nbdkit calls
+def open(readonly):  # noqa: A001  nbdkit calls it by this name
     return os.open(_settings["image"], os.O_RDWR)
 
 

@@ -7,11 +7,16 @@ import threading
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from faults.block_device import block_device
 from faults.test_buffer_disk import OPTIONS, payloads, until_taken
-from outstation.buffer import Buffer
+from faults.test_buffer_unreadable import until_readable
+from outstation.buffer import Buffer, commit
+from outstation.buffer import buffer as buffer_module
+from outstation.cli.buffer import app
 from outstation.errors import DiskError, StorageError
+from outstation.settings import BufferSettings
 from outstation.types import DropReason
 
 # Without a journal a failed write-back fails its fdatasync and nothing else: the file system stays writable.
@@ -113,6 +118,66 @@ def test_a_read_that_fails_is_an_error_of_ours_and_loses_nothing(tmp_path):
         device.heal()
         assert payloads(stream) == wanted
         assert stream.ledger().pending == len(wanted)
+
+
+def test_bad_sectors_cost_the_blocks_on_them_and_the_rest_is_delivered(tmp_path, monkeypatch):
+    monkeypatch.setattr(commit, "READ_AGAIN", (0.1, 0.1))
+    with block_device(tmp_path) as device:
+        folder = device.mount_point / "buffer"
+        with Buffer.open(folder, OPTIONS) as buffer:
+            stream = buffer.stream("events")
+            wanted = {number: os.urandom(3000) for number in range(1, 31)}
+            for data in wanted.values():
+                stream.append(data).wait(10)
+            first, second = sorted((folder / "streams" / "events").glob("*.seg"))[:2]
+            device.spoil(first, 4096, 8192)
+            with pytest.raises(DiskError):
+                payloads(stream)
+            until_readable(stream)
+        device.spoil(second, 0, 1)  # the next opening need not read it, the next reader does
+        with Buffer.open(folder, OPTIONS) as buffer:
+            stream = buffer.stream("events")
+            found = until_readable(stream)
+            assert found == {number: wanted[number] for number in found}
+            ledger = stream.ledger()
+            assert ledger.balanced
+            assert ledger.dropped[DropReason.CORRUPT] == len(wanted) - len(found) in range(2, 8)
+            until_taken(stream, b"after")
+            quarantined = {path.name for path in (folder / "streams" / "events" / "quarantine").iterdir()}
+            assert {first.name, second.name} <= quarantined
+        device.unmount()
+        device.mount()
+        with Buffer.open(folder, OPTIONS) as buffer:
+            assert payloads(buffer.stream("events")) == [*found.values(), b"after"]
+
+
+def test_bad_sectors_at_opening_are_verified_and_repaired_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(buffer_module, "LOOK_AGAIN", ())
+    with block_device(tmp_path) as device:
+        folder = device.mount_point / "buffer"
+        options = BufferSettings(min_free_disk_bytes=0)
+        settings = tmp_path / "outstation.toml"
+        settings.write_text("[buffer]\nmin_free_disk_bytes = 0\n")
+        arguments = ["--data", str(device.mount_point), "--settings", str(settings)]
+        with Buffer.open(folder, options) as buffer:
+            stream = buffer.stream("events")
+            for number in range(1, 31):
+                stream.append(b"%04d" % number + os.urandom(3000)).wait(10)
+        (path,) = (folder / "streams" / "events").glob("*.seg")
+        device.spoil(path, 20480, 20481)
+        device.spoil(path, path.stat().st_size - 1, path.stat().st_size)  # the seal, by which opening goes
+        outstation = CliRunner()
+        seen = outstation.invoke(app, ["verify", *arguments])
+        assert seen.exit_code == 1
+        assert "cannot be read from the disk" in seen.output
+        mended = outstation.invoke(app, ["repair", *arguments])
+        assert mended.exit_code == 0
+        assert "corrupt in all" in mended.output
+        assert outstation.invoke(app, ["verify", *arguments]).exit_code == 0
+        with Buffer.open(folder, options) as buffer:
+            ledger = buffer.stream("events").ledger()
+            assert ledger.balanced
+            assert ledger.pending == len(payloads(buffer.stream("events"))) in range(22, 30)
 
 
 def test_a_disk_of_20_ms_a_write_delays_and_loses_nothing(tmp_path):

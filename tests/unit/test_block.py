@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
+from array import array
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -18,10 +20,12 @@ from outstation.wire.block import (
     MAX_BODY_BYTES,
     BlockHeader,
     Columns,
+    Draft,
     decode,
     decode_marks,
     encode,
 )
+from outstation.wire.checks import Rows, joined
 
 texts = st.text(max_size=20)
 metas = st.tuples(texts, st.lists(st.tuples(texts, texts), max_size=3).map(tuple))
@@ -137,3 +141,53 @@ def test_attributes_are_shared_and_times_may_jump():
     assert [record.time_unix_nano for record in records] == [(1 << 63) - 1, 0, 5]
     assert [record.content_type for record in records] == ["c", "a/b", "c"]
     assert dict(records[2].attributes) == {"k": "v", "l": "ü"}
+
+
+EDGES = st.sampled_from([0, 1, (1 << 31) - 1, 1 << 32, (1 << 62) + 1, (1 << 63) - 2, (1 << 63) - 1])
+
+
+def drafted_times(times: list[int]) -> list[int]:
+    count = len(times)
+    draft = Draft(1, count, array("q", times), array("I", [0]) * count, [b""] * count, [b"\0\0\0\0"])
+    header, body = draft.pack(epoch=1, level=0)
+    return list(decode(header.pack() + body)[1].times)
+
+
+@given(times=st.lists(st.one_of(EDGES, st.integers(0, (1 << 63) - 1)), min_size=1, max_size=40))
+def test_times_come_out_whatever_stands_beside_them(times):
+    assert drafted_times(times) == times
+
+
+@given(times=st.lists(st.integers(-(1 << 62), (1 << 62) - 1), min_size=1, max_size=40))
+def test_times_before_1970_come_out_too(times):
+    assert drafted_times(times) == times
+
+
+def test_times_that_lie_too_far_apart_for_a_block_are_refused():
+    with pytest.raises(WireError):
+        drafted_times([-(1 << 63), (1 << 63) - 1])
+
+
+@given(
+    payloads=st.lists(st.one_of(st.binary(max_size=9), st.binary(max_size=9).map(bytearray)), min_size=1, max_size=30),
+    data=st.data(),
+)
+def test_records_cut_into_pieces_are_those_that_came_in_whatever_the_caller_does_afterwards(payloads, data):
+    run, sizes = joined(payloads)
+    wanted = [bytes(payload) for payload in payloads]
+    for payload in payloads:
+        if isinstance(payload, bytearray):
+            payload[:] = b"!" * len(payload)
+    count = len(wanted)
+    places = array("I", data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
+    rows = Rows(run, sizes, array("q", range(count)), [("a", ()), ("b", ()), ("c", ())], places)
+    cuts = sorted({0, count, *data.draw(st.lists(st.integers(0, count)))})
+    found = []
+    for piece in rows.cut(list(pairwise(cuts))):
+        assert piece.places is not None
+        at = 0
+        for size, time, place in zip(piece.sizes, piece.times, piece.places, strict=True):
+            found.append((bytes(piece.run[at : at + size]), time, place))
+            at += size
+        assert at == len(piece.run)
+    assert found == list(zip(wanted, range(count), places, strict=True))

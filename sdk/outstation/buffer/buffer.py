@@ -20,12 +20,13 @@ from outstation.buffer.policy import segment_limit
 from outstation.buffer.receipt import call
 from outstation.buffer.recovery import Found, examine, mend
 from outstation.buffer.room import FolderRoom
+from outstation.buffer.salvage import is_unreadable
 from outstation.buffer.segment import Access
 from outstation.buffer.steady import SteadyClock
 from outstation.buffer.stream import Stream
 from outstation.clock import Clock, SystemClock
 from outstation.durable import FILES, Files, make_directories, write_atomically
-from outstation.errors import ClosedError, StorageError, mapped_os_errors
+from outstation.errors import ClosedError, DiskError, StorageError, mapped_os_errors
 from outstation.settings import BufferSettings
 from outstation.types import STREAM_NAME, Durability, StreamReport, checked_name
 
@@ -38,6 +39,9 @@ STREAMS_A_PASS = LIMIT // 2
 LAZY_FACTOR = 4
 # 16 MiB is a million records of no payload, which is what one block can count.
 LARGEST_BLOCK_BYTES = 16 << 20
+# What cannot be read at opening is looked at again after these many seconds, once for all streams together: the state
+# and the newest numbers cannot wait for the commit thread as the rest can, and a station may be late by nine seconds.
+LOOK_AGAIN = (0.1, 0.5, 1.0, 2.0, 5.0)
 # With nothing to do the thread sleeps; a wake-up that was missed, which must not be, would cost this many seconds.
 IDLE_INTERVAL = 3600.0
 
@@ -68,7 +72,8 @@ class Buffer:
 
         Reads headers only, and the bodies of what was written since the last checkpoint. Raises BufferLockedError
         (with the holder's pid), DiskError, DiskFullError, DecryptionError, UnsupportedVersionError. Damage never
-        raises: it is counted in the ledger, and its bytes are kept in ``quarantine``.
+        raises: it is counted in the ledger, and its bytes are kept in ``quarantine``; nor does a file that cannot be
+        read, or one stream of which nothing can: that one is missing until :meth:`stream` can open it.
         """
         make_directories(directory / STREAMS, files=files)
         lock = Lock(directory)
@@ -100,9 +105,13 @@ class Buffer:
         self._closed = False
         self._room = FolderRoom(directory, settings, clock, lambda: tuple(self._committers.values()))
         self._keys = Keys.of(settings)
-        self._keys.confirm(directory, files)
-        folders = sorted(path for path in (directory / STREAMS).iterdir() if STREAM_NAME.fullmatch(path.name))
-        recovered = [self._recover(folder) for folder in folders if folder.is_dir()]
+        with mapped_os_errors(doing="read the checks of the keys", path=directory):
+            self._keys.confirm(directory, files)
+        self._patience = list(LOOK_AGAIN)
+        self._missing: set[str] = set()  # streams that are there and could not be opened
+        with mapped_os_errors(doing="open the buffer", path=directory):
+            folders = sorted(path for path in (directory / STREAMS).iterdir() if STREAM_NAME.fullmatch(path.name))
+        recovered = [found for folder in folders if (found := self._recover_or_miss(folder)) is not None]
         self._steady = SteadyClock(clock, max((found.balance.time_unix_nano for found in recovered), default=0))
         for found in recovered:
             self._adopt(found.folder.name, found)
@@ -112,7 +121,7 @@ class Buffer:
     def stream(self, name: str) -> Stream:
         """The stream *name*, made when missing, which costs a few fsyncs.
 
-        Raises InvalidNameError, DiskError, DiskFullError, ClosedError.
+        Raises InvalidNameError, DiskError (also when it is there and cannot be read), DiskFullError, ClosedError.
         """
         committer = self._committers.get(name)
         if committer is not None:
@@ -123,7 +132,12 @@ class Buffer:
             if committer is None:
                 if self._closing:
                     raise ClosedError("The buffer was closed.")
-                committer = self._adopt(name, self._make(name))
+                if name in self._missing:
+                    found = self._recover(self.directory / STREAMS / name)
+                    self._missing.discard(name)
+                else:
+                    found = self._make(name)
+                committer = self._adopt(name, found)
             return committer.stream
 
     def streams(self) -> tuple[Stream, ...]:
@@ -202,9 +216,38 @@ class Buffer:
 
     # --- opening -----------------------------------------------------------------------------------------------
 
+    def _recover_or_miss(self, folder: Path) -> Found | None:
+        try:
+            with mapped_os_errors(doing="open the stream", path=folder):
+                if not folder.is_dir():
+                    return None
+            return self._recover(folder)
+        except DiskError as exc:
+            cause = exc.__cause__
+            if not isinstance(cause, OSError) or not is_unreadable(cause):
+                raise
+            log.error("%s The other streams go on. %s", exc, exc.hint)
+            self._missing.add(folder.name)
+            return None
+
+    def _examine(self, folder: Path) -> Found:
+        """What is there; looks again, for a few seconds in all, while some of it cannot be read."""
+        opener = Vault(folder.name, self._keys).open
+        while True:
+            try:
+                found = examine(folder, self.files, opener)
+                if not (found.holes and self._patience):
+                    return found
+            except OSError as exc:
+                if not (is_unreadable(exc) and self._patience):
+                    raise
+            self.clock.wait(threading.Event(), self._patience.pop(0))
+
     def _recover(self, folder: Path) -> Found:
         with mapped_os_errors(doing="open the stream", path=folder):
-            found = examine(folder, self.files, Vault(folder.name, self._keys).open)
+            found = self._examine(folder)
+            for path in found.holes:
+                log.error("%s could not be read in all its places; what is in them is tried again.", path)
             if found.epoch == 0:
                 found.epoch = _new_epoch()
                 found.balance = found.balance._replace(epoch=found.epoch)

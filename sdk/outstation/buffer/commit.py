@@ -10,7 +10,8 @@ from outstation.buffer import policy
 from outstation.buffer.log import Log, Protector, is_full
 from outstation.buffer.receipt import Batch
 from outstation.buffer.rewrite import repair, thin
-from outstation.buffer.segment import Access, Segment
+from outstation.buffer.salvage import UnreadableError, is_unreadable
+from outstation.buffer.segment import Access, Segment, file_name
 from outstation.buffer.steady import SteadyClock
 from outstation.buffer.stream import Stream, Work
 from outstation.errors import CorruptBlockError, StorageError, from_os_error
@@ -23,6 +24,11 @@ log = logging.getLogger("outstation.buffer")
 # A disk that stays full although old segments go is full of something else: no use in letting everything go.
 TRIES = 8
 
+
+# What cannot be read is tried again after so many seconds each, a minute in all: a cable that is loose or a bus that
+# is reset is back by then. Meanwhile the disk must have taken a rewrite to lose anything by it: a disk that is gone
+# takes none.
+READ_AGAIN = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
 # Thinning writes a segment again for half of its bytes; more at once would hold up the commit that waits for it.
 THINNED_AT_ONCE = 4
@@ -69,6 +75,7 @@ class Committer:
         limit = policy.segment_limit(settings.segment_bytes, stream.settings)
         self._bound_bytes = stream.settings.max_bytes - limit
         self._checkpointed: tuple[object, ...] | None = None
+        self._unread: dict[int, tuple[int, int]] = {}  # by serial: how often it could not be read, when to try again
 
     def write(self) -> bool:
         """Write what waits; True when :meth:`sync` must follow. What the disk refuses ends in the receipts."""
@@ -224,18 +231,22 @@ class Committer:
             if pair is None or before - stream.stored_bytes >= surplus_bytes:
                 break
             number = stream.balance.rewrites + 1
+            pending = sum(stream.pending_in(segment) for segment in pair)
             try:
                 thinned = thin(
                     self._access,
                     pair,
                     stream.balance.start,
                     number,
+                    pending=pending,
                     block_bytes=self._settings.block_bytes,
                     level=self._settings.zstd_level,
                     protect=self._protect,
                 )
             except OSError as exc:
                 log.warning("%s", from_os_error(exc, doing="thin a segment", path=self._log.folder))
+                if is_unreadable(exc):
+                    stream.suspects.update(segment.serial for segment in pair)
                 break
             except CorruptBlockError:
                 stream.suspects.update(segment.serial for segment in pair)
@@ -249,15 +260,24 @@ class Committer:
         active = self._log.active
         if active is not None and active.count and active.written_unix_nano < before_unix_nano:
             try:
-                closed = self._log.close_segment(stream.epoch)
+                self._close_segment()
             except OSError as exc:
                 log.warning("%s", from_os_error(exc, doing="close a segment", path=self._log.folder))
                 return
-            if closed is not None:
-                stream.give_up(closed)
         self._let_go(policy.expired(stream.segments, before_unix_nano), DropReason.EXPIRED)
         if stream.segments:
             stream.look_again(min(max(max_age / 16, 0.05), 60.0))
+
+    def _close_segment(self) -> Segment | None:
+        """Seal the active segment. Raises OSError, and then nothing more is written to it, as after any failed sync."""
+        try:
+            closed = self._log.close_segment(self.stream.epoch)
+        except OSError:
+            self._abandon()
+            raise
+        if closed is not None:
+            self.stream.give_up(closed)
+        return closed
 
     def _let_go(self, segments: list[Segment], reason: DropReason | None) -> None:
         if segments:
@@ -279,18 +299,50 @@ class Committer:
     # --- mending -----------------------------------------------------------------------------------------------
 
     def _mend(self) -> None:
-        """Rewrite the segments in which damage was found."""
+        """Rewrite the segments in which damage was found, or which could not be read."""
         stream = self.stream
         for serial in sorted(stream.suspects):
             segment = next((own for own in stream.segments if own.serial == serial), None)
+            tries, not_before = self._unread.get(serial, (0, 0))
+            hopeless = serial in stream.hopeless or tries > len(READ_AGAIN)
+            if segment is not None and self._clock.now() < not_before and serial not in stream.hopeless:
+                continue
             try:
-                if segment is not None and self._log.active is not None and self._log.active.serial == serial:
-                    segment = self._log.close_segment(stream.epoch)
                 if segment is not None:
-                    number = stream.balance.rewrites + 1
-                    mended = repair(self._access, segment, stream.balance.start, number)
-                    stream.put_back(mended.segment, thinned=0, corrupt=mended.lost, rewrite=number)
-                    log.warning("A damaged segment of the stream %r was mended: %s", stream.name, segment.path.name)
+                    self._rewrite(segment, insistent=not hopeless)
+            except UnreadableError as exc:
+                log.warning("%s", from_os_error(exc, doing="read a segment", path=self._log.folder / file_name(serial)))
+                self._try_later(serial, tries + 1)
+                continue
             except OSError as exc:
                 log.warning("%s", from_os_error(exc, doing="mend a damaged segment", path=self._log.folder))
+                if tries:
+                    self._try_later(serial, tries)
+                    continue
             stream.suspects.discard(serial)
+            stream.hopeless.discard(serial)
+            self._unread.pop(serial, None)
+
+    def _rewrite(self, segment: Segment, *, insistent: bool) -> None:
+        stream = self.stream
+        if self._log.active is not None and self._log.active.serial == segment.serial:
+            closed = self._close_segment()
+            if closed is None:
+                return
+            segment = closed
+        number = stream.balance.rewrites + 1
+        pending = stream.pending_in(segment)
+        mended = repair(self._access, segment, stream.balance.start, number, pending=pending, insistent=insistent)
+        stream.learn_marks(mended.marks)  # before anyone is told that they are all known
+        stream.put_back(mended.segment, thinned=0, corrupt=mended.lost, rewrite=number)
+        log.warning(
+            "A damaged segment of the stream %r was mended: %s; %d records are lost.",
+            stream.name,
+            segment.path.name,
+            max(0, mended.lost),
+        )
+
+    def _try_later(self, serial: int, tries: int) -> None:
+        delay = READ_AGAIN[min(tries, len(READ_AGAIN)) - 1]
+        self._unread[serial] = tries, self._clock.now() + round(delay * 1e9)
+        self.stream.look_again(delay)

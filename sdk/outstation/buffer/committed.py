@@ -21,9 +21,10 @@ from outstation.buffer.reading import (
     records_of,
 )
 from outstation.buffer.recovery import Found, count_after
+from outstation.buffer.salvage import is_unreadable
 from outstation.buffer.segment import Access, Segment
 from outstation.clock import Clock
-from outstation.errors import InvalidInputError, from_os_error
+from outstation.errors import DiskError, InvalidInputError, StorageError, from_os_error
 from outstation.settings import StreamSettings
 from outstation.types import DropReason, Durability, Ledger, Record, StreamReport
 
@@ -79,14 +80,16 @@ class Committed:
         self.balance: Balance = found.balance
         self.balance_dirty = False
         self.suspects = set(found.suspects)
+        self.hopeless: set[int] = set()  # of the suspects: those that need not be tried again before they are mended
         self._host = host
         self._access = access
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)  # a commit has ended, well or not
         self._closed = False
         self._places: OrderedDict[int, Place] = OrderedDict()
-        self._stored_bytes = sum(segment.file_bytes for segment in self.segments)
-        host.resized(self._stored_bytes)
+        self._has_unread = any(segment.unread for segment in self.segments)
+        self._stored_bytes = 0
+        self._measure()
 
     @property
     def last_sequence(self) -> int:
@@ -141,21 +144,16 @@ class Committed:
         """Move the cursor to *through*: every record up to it is safe elsewhere and may be removed here.
 
         Cheap; the cursor is on the disk with the next commit or flush (after a crash before that, records may be
-        delivered again). Never goes back: a smaller number is ignored. InvalidInputError beyond the last committed.
+        delivered again). Never goes back: a smaller number is ignored. InvalidInputError beyond the last committed;
+        DiskError when what was thinned must be counted and cannot be read.
         """
-        with self._lock:
-            balance = self.balance
-            if through > balance.last_sequence:
-                raise InvalidInputError(
-                    f"Record {through} of stream {self.name!r} cannot be acknowledged: the last is "
-                    f"{balance.last_sequence}."
-                )
-            if through <= balance.cursor:
-                return
-            count = self._present(balance.start, through) if through > balance.start else 0
-            self.balance = balance._replace(cursor=through, acknowledged=balance.acknowledged + count)
-            self.balance_dirty = True
-            self._host.note(self, self._host.delay_of(Durability.MEMORY))
+        try:
+            with self._lock:
+                self._move_cursor(through)
+        except OSError as exc:
+            segment = find_segment(self.segments, through)
+            assert segment is not None
+            raise self._unreadable(segment, exc) from exc
 
     def ledger(self) -> Ledger:
         """The account now; it balances at every instant. Records on the way to the disk are not in it yet."""
@@ -188,14 +186,16 @@ class Committed:
         with self._lock:
             balance = self.balance
             through = max(segment.last_sequence for segment in segments)
+            gone = {segment.serial for segment in segments}
+            self.segments = [segment for segment in self.segments if segment.serial not in gone]
             if reason is not None and through > balance.start:
-                count = self._present(balance.start, through)
+                # Everything that stays comes after them. So it is counted without reading what may not be readable.
+                count = balance.accounted_pending - sum(segment.count for segment in self.segments)
                 balance = balance._replace(**{reason.value: getattr(balance, reason.value) + count})
             self.balance = balance._replace(retired=max(through, balance.retired))
             self.balance_dirty = True
-            gone = {segment.serial for segment in segments}
-            self.segments = [segment for segment in self.segments if segment.serial not in gone]
             self.suspects -= gone
+            self._has_unread = any(segment.unread for segment in self.segments)
             self._measure()
 
     def give_up(self, segment: Segment) -> None:
@@ -204,7 +204,7 @@ class Committed:
             self._replace_segment(segment)
 
     def put_back(self, segment: Segment, *, thinned: int, corrupt: int, rewrite: int) -> None:
-        """Replace all segments that *segment* covers; these many pending records were lost on the way."""
+        """Replace all segments that *segment* covers; these many pending records were lost (or found) on the way."""
         with self._lock:
             balance = self.balance
             self.balance = balance._replace(
@@ -219,13 +219,29 @@ class Committed:
             ]
             self._measure()
             self._replace_segment(segment)
+            self._has_unread = any(segment.unread for segment in self.segments)
             self._settled.notify_all()
 
-    def suspect(self, serials: set[int]) -> None:
-        """Have the segments of these serials read through and written again without what is damaged."""
+    def suspect(self, serials: set[int], *, hopeless: bool = False) -> None:
+        """Have the segments of these serials read through and written again without what is damaged.
+
+        What cannot be read is tried again for a minute before it counts as damage; *hopeless*: it counts at once.
+        """
         with self._lock:
-            self.suspects |= serials & {segment.serial for segment in self.segments}
+            known = serials & {segment.serial for segment in self.segments}
+            self.suspects |= known
+            if hopeless:
+                self.hopeless |= known
             self._host.note(self, 0.0)
+
+    def pending_in(self, segment: Segment) -> int:
+        """How many records of *segment* are pending by the account; reads nothing."""
+        balance = self.balance
+        if segment.last_sequence <= balance.start or segment.first_sequence > balance.start:
+            return segment.count if segment.first_sequence > balance.start else 0
+        return balance.accounted_pending - sum(
+            other.count for other in self.segments if other.first_sequence > balance.start
+        )
 
     def look_again(self, delay: float) -> None:
         """Have the commit thread look after the stream in *delay* seconds, whether or not anything is appended."""
@@ -262,6 +278,9 @@ class Committed:
                 place = self._places.get(after)
                 if place is None or place[:2] != (segment.serial, segment.generation):
                     place = Place(segment.serial, segment.generation, 0)
+            if segment.unread:
+                self._suspect(segment)
+                raise DiskError(f"Not all of {segment.path} could be read; the stream goes on once it is mended.")
             if segment.count == 0 or not period.touches(segment) or segment is missing:
                 after = segment.last_sequence
                 continue
@@ -283,13 +302,32 @@ class Committed:
                     self._settled.wait(REWRITE_PAUSE)
                 continue
             except OSError as exc:
-                raise from_os_error(exc, doing="read the stream", path=segment.path) from exc
+                raise self._unreadable(segment, exc) from exc
             if chunk.damaged:
                 self._suspect(segment)
             if chunk.blocks:
                 self._remember(chunk.blocks[-1].header.last_sequence, chunk.next_place)
                 return chunk
             after = segment.last_sequence
+
+    def _move_cursor(self, through: int) -> None:
+        balance = self.balance
+        if through > balance.last_sequence:
+            raise InvalidInputError(
+                f"Record {through} of stream {self.name!r} cannot be acknowledged: the last is {balance.last_sequence}."
+            )
+        if through <= balance.cursor:
+            return
+        count = 0
+        if through > balance.start:
+            count = balance.accounted_pending - sum(
+                count_after(self._access, segment, through)
+                for segment in self.segments
+                if segment.last_sequence > through
+            )
+        self.balance = balance._replace(cursor=through, acknowledged=balance.acknowledged + count)
+        self.balance_dirty = True
+        self._host.note(self, self._host.delay_of(Durability.MEMORY))
 
     def _listed(self, serial: int) -> Segment | None:
         return next((segment for segment in self.segments if segment.serial == serial), None)
@@ -303,18 +341,11 @@ class Committed:
     def _suspect(self, segment: Segment) -> None:
         self.suspect({segment.serial})
 
-    def _present(self, after: int, through: int) -> int:
-        """How many records with numbers in (after, through] are there."""
-        total = 0
-        for segment in self.segments:
-            if segment.last_sequence <= after or segment.first_sequence > through:
-                continue
-            try:
-                total += count_after(self._access, segment, after)
-                total -= count_after(self._access, segment, through)
-            except OSError as exc:
-                raise from_os_error(exc, doing="read the stream", path=segment.path) from exc
-        return total
+    def _unreadable(self, segment: Segment, exc: OSError) -> StorageError:
+        """The error for who reads; if the place stays bad, the segment is written again without it."""
+        if is_unreadable(exc):
+            self._suspect(segment)
+        return from_os_error(exc, doing="read the stream", path=segment.path)
 
     def _replace_segment(self, segment: Segment) -> None:
         newest = self.segments[-1] if self.segments else None

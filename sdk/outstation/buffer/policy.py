@@ -27,7 +27,8 @@ def thinnable(segments: Sequence[Segment]) -> tuple[Segment, Segment] | None:
     """
     closed = [segment for segment in segments if segment.closed]
     half = closed[: (len(closed) + 1) // 2]
-    return max(pairwise(half), key=_density, default=None)
+    pairs = [pair for pair in pairwise(half) if not (pair[0].unread or pair[1].unread)]
+    return max(pairs, key=_density, default=None)
 
 
 def _density(pair: tuple[Segment, Segment]) -> float:

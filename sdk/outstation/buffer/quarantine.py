@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from outstation.durable import Files
@@ -23,6 +24,15 @@ def keep_bytes(folder: Path, name: str, data: bytes, files: Files) -> None:
             files.close(fd)
     except OSError:
         pass  # the damage is counted in the ledger; its bytes are evidence only
+
+
+def keep_link(folder: Path, path: Path, files: Files) -> None:
+    """Keep the file *path* in the quarantine too, though its name is taken over. Best effort: never raises OSError.
+
+    While it is there, nothing else is put on the bad places of the disk under it.
+    """
+    with suppress(OSError):
+        files.link(path, _place(folder, path.name, path.stat().st_size, files))
 
 
 def keep_file(folder: Path, path: Path, files: Files) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from outstation.buffer import state as state_file
 from outstation.buffer.frames import Balance, Seal
 from outstation.buffer.quarantine import keep_bytes, keep_file
+from outstation.buffer.salvage import Salvage, UnreadableError
 from outstation.buffer.segment import (
     FILE_NAME,
     Access,
@@ -28,6 +30,10 @@ from outstation.buffer.segment import (
 from outstation.durable import TEMPORARY_SUFFIX, Files
 from outstation.errors import CorruptBlockError
 from outstation.wire.block import BlockHeader, decode_body, decode_marks
+
+# How many numbers are kept free for a byte that could not be read, beside the density of what could: a record of 150
+# bytes takes twenty, and one that only repeats the one before it less than one.
+DENSITY_FACTOR = 4
 
 
 @dataclass(slots=True)
@@ -46,6 +52,7 @@ class Found:
     rewrites: list[Seal] = field(default_factory=list)  # of segments that a rewrite made
     newest_serial: int = 0
     state_damaged: bool = False
+    holes: dict[Path, list[tuple[int, int]]] = field(default_factory=dict)  # what could not be read, by file
 
 
 @dataclass(slots=True)
@@ -61,8 +68,13 @@ class _Scan:
 
 
 def examine(folder: Path, files: Files, opener: Opener) -> Found:
-    """Read *folder*. Raises OSError, UnsupportedVersionError, or DecryptionError for marks it has no key for."""
-    found = Found(folder)
+    """Read *folder*; what of its files cannot be read is in ``holes``.
+
+    Raises OSError (the folder itself, or not one of its files can be read), UnsupportedVersionError, or
+    DecryptionError for marks it has no key for.
+    """
+    salvage = files = Salvage(files)
+    found = Found(folder, holes=salvage.holes)
     known, balance = _read_state(folder, files, found)
     names = sorted(entry.name for entry in folder.iterdir())
     found.leftovers += [folder / name for name in names if name.endswith(TEMPORARY_SUFFIX)]
@@ -70,10 +82,12 @@ def examine(folder: Path, files: Files, opener: Opener) -> Found:
     # A position at offset 0 names the segment that was to come next.
     found.newest_serial = max([*serials, known.serial - (known.offset == 0) if known else 0])
     found.epoch = balance.epoch if balance else _epoch_in_segments(folder, serials, files)
+    if found.epoch == 0 and found.holes:  # to go on would be to begin the stream anew, over records that are there
+        raise UnreadableError(errno.EIO, os.strerror(errno.EIO))
     checkpoint = (known.serial, known.offset) if known else (0, 0)
     found.marks = dict(known.marks) if known else {}
     access = Access(files, found.epoch, opener)
-    examination = _Examination(access, found, checkpoint)
+    examination = _Examination(access, found, checkpoint, balance.last_sequence if balance else 0)
     for serial in reversed(serials):
         examination.take(serial, newest=serial == serials[-1])
     newest = balance or Balance(found.epoch, 0)
@@ -146,10 +160,11 @@ def _epoch_in_segments(folder: Path, serials: list[int], files: Files) -> int:
 class _Examination:
     """The walk over the segments, from the newest back to the oldest."""
 
-    def __init__(self, access: Access, found: Found, checkpoint: tuple[int, int]) -> None:
+    def __init__(self, access: Access, found: Found, checkpoint: tuple[int, int], last_sequence: int) -> None:
         self._access = access
         self._found = found
         self._checkpoint = checkpoint
+        self._last_sequence = last_sequence  # at the checkpoint
         self._limit: int | None = None  # the last number before the segment that follows
         self.scans: list[_Scan] = []
 
@@ -178,7 +193,10 @@ class _Examination:
         if scan.opening is not None and scan.opening.serial != serial:
             self._found.foreign.append(path)
             return
-        self._judge(scan, size, newest)
+        if path in self._found.holes:
+            self._keep_unread(scan, size)
+        else:
+            self._judge(scan, size, newest)
         self.scans.append(scan)
         before = scan.opening.last_sequence if scan.opening else scan.segment.first_sequence - 1
         self._keep(scan.segment, scan.seal if scan.segment.sealed else None, before)
@@ -231,6 +249,26 @@ class _Examination:
             known[producer] = max(number, known.get(producer, 0))
         return True
 
+    def _keep_unread(self, scan: _Scan, size: int) -> None:
+        """Leave the file as it is, for whoever can wait for the disk, and keep every number free that it may hold."""
+        segment = scan.segment
+        unread_bytes, known_bytes = 0, max(segment.length, 1)
+        for start, end in self._found.holes[segment.path]:
+            last = segment.length if (segment.serial, segment.length) > self._checkpoint else self._checkpoint[1]
+            unread_bytes += max(0, end - max(start, last))
+        if self._limit is not None:
+            segment.last_sequence = self._limit
+        elif scan.seal is not None:
+            segment.last_sequence = scan.seal.last_sequence
+        elif self._checkpoint[0] > segment.serial:
+            segment.last_sequence = max(segment.last_sequence, self._last_sequence)
+        else:
+            density = max(1, DENSITY_FACTOR * segment.count // known_bytes)
+            segment.last_sequence = max(segment.last_sequence, self._last_sequence) + unread_bytes * density
+        segment.unread = segment.closed = True
+        segment.length = max(size, segment.length)
+        self._found.suspects.add(segment.serial)
+
     def _judge(self, scan: _Scan, size: int, newest: bool) -> None:
         """Whether the walked segment is whole, has a torn tail, or must be rewritten."""
         segment, damages = scan.segment, scan.damages
@@ -251,7 +289,10 @@ def _settle(found: Found, balance: Balance, access: Access) -> None:
     kept = []
     reached = 0
     for place, segment in enumerate(found.segments):
-        if segment.count == 0:  # it stands between its neighbours, whatever little it says of itself
+        if segment.unread:
+            segment.last_sequence = max(reached, segment.last_sequence)
+            segment.first_sequence = reached + 1
+        elif segment.count == 0:  # it stands between its neighbours, whatever little it says of itself
             segment.last_sequence = max(reached, segment.last_sequence)
             segment.first_sequence = segment.last_sequence + 1
         reached = max(reached, segment.last_sequence)
@@ -270,7 +311,14 @@ def _settle(found: Found, balance: Balance, access: Access) -> None:
             )
     last = max([balance.last_sequence, *(segment.last_sequence for segment in kept)])
     balance = balance._replace(epoch=found.epoch, last_sequence=last)
-    found.balance = reconciled(balance, sum(count_after(access, segment, balance.start) for segment in kept))
+    present = sum(count_after(access, segment, balance.start) for segment in kept)
+    for segment in kept:
+        if segment.unread:  # whether it holds what is missing is not decided yet
+            room = segment.last_sequence - max(segment.first_sequence - 1, balance.start)
+            share = min(balance.accounted_pending - present, room - count_after(access, segment, balance.start))
+            segment.count += max(0, share)
+            present += max(0, share)
+    found.balance = reconciled(balance, present)
 
 
 def reconciled(balance: Balance, present: int) -> Balance:

@@ -12,12 +12,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
-from outstation.buffer.quarantine import keep_bytes
+from outstation.buffer.frames import Seal
+from outstation.buffer.quarantine import keep_bytes, keep_link
 from outstation.buffer.recovery import count_after
+from outstation.buffer.salvage import Salvage
 from outstation.buffer.segment import Access, Damage, Frame, Segment, body_of, open_for_reading, walk
-from outstation.durable import TEMPORARY_SUFFIX
-from outstation.errors import CorruptBlockError
-from outstation.wire.block import BlockHeader, Columns, Meta, decode_body, drafted
+from outstation.durable import TEMPORARY_SUFFIX, Files
+from outstation.errors import CorruptBlockError, StorageError
+from outstation.wire.block import BlockHeader, Columns, Meta, decode_body, decode_marks, drafted
 from outstation.wire.checks import RECORD_OVERHEAD_BYTES
 
 # From a plain block and the serial of its segment to the bytes that are stored.
@@ -25,19 +27,26 @@ Protect = Callable[[BlockHeader, bytes, int], bytes]
 
 
 class Rewritten(NamedTuple):
-    """The segment as it is now, and how many pending records the rewrite took."""
+    """The segment as it is now, and how many pending records the rewrite took.
+
+    Less than none when the segment was *unread*, and holds more than was thought; then ``marks`` are those in it.
+    """
 
     segment: Segment
     lost: int
+    marks: dict[str, int]
 
 
-def repair(access: Access, segment: Segment, start: int, number: int) -> Rewritten:
+def repair(
+    access: Access, segment: Segment, start: int, number: int, *, pending: int, insistent: bool = True
+) -> Rewritten:
     """Keep the whole frames of *segment*; the rest goes to quarantine.
 
-    *start*: records up to it are not pending. Raises OSError, and then the old file is in place.
+    *start*: records up to it are not pending, *pending* of the others are thought to be here. Raises OSError, and then
+    the old file is in place. What cannot be read is an UnreadableError or, unless *insistent*, damage.
     """
-    rewriting = _Rewriting(access, segment, start, number)
-    return rewriting.run(rewriting.copy, count_after(access, segment, start), "corrupt", segment.first_sequence)
+    rewriting = _Rewriting(access, segment, start, number, Salvage(access.files, insistent=insistent))
+    return rewriting.run(rewriting.copy, pending, "corrupt", segment.first_sequence)
 
 
 def thin(
@@ -46,6 +55,7 @@ def thin(
     start: int,
     number: int,
     *,
+    pending: int,
     level: int,
     block_bytes: int,
     protect: Protect,
@@ -54,7 +64,7 @@ def thin(
 
     It takes the file of the last one. The files of the others are needless once this returns.
     """
-    rewriting = _Rewriting(access, segments[-1], start, number)
+    rewriting = _Rewriting(access, segments[-1], start, number, access.files)
     thinning = _Thinning(level, block_bytes)
     newest = segments[-1]
 
@@ -73,8 +83,7 @@ def thin(
                     store(target, thinning.block(header.epoch))
         store(target, thinning.block(access.epoch))
 
-    before = sum(count_after(access, segment, start) for segment in segments)
-    return rewriting.run(fill, before, "thinned", segments[0].first_sequence)
+    return rewriting.run(fill, pending, "thinned", segments[0].first_sequence)
 
 
 class _Thinning:
@@ -142,8 +151,10 @@ def _whole_blocks(access: Access, segment: Segment) -> Iterator[tuple[BlockHeade
 
 
 class _Rewriting:
-    def __init__(self, access: Access, segment: Segment, start: int, number: int) -> None:
+    def __init__(self, access: Access, segment: Segment, start: int, number: int, reading: Files) -> None:
         self._access = access
+        self._reading = reading
+        self._marks: dict[str, int] = {}
         self._segment = segment
         self._start = start
         self._number = number
@@ -158,6 +169,7 @@ class _Rewriting:
             closed=True,
             rewrite=number,
             generation=segment.generation + 1,
+            unread=False,
         )
 
     def run(self, fill: Callable[[int], None], before: int, reason: str, first_sequence: int) -> Rewritten:
@@ -167,8 +179,8 @@ class _Rewriting:
             fill(target)
             # It stands for the same numbers as before, so that its neighbours and the search still fit.
             after.first_sequence, after.last_sequence = first_sequence, segment.last_sequence
-            lost = max(0, before - count_after(self._access, after, self._start))
-            counts = {"thinned": lost} if reason == "thinned" else {"corrupt": lost}
+            lost = before - count_after(self._access, after, self._start)
+            counts = {reason: max(0, lost)}
             seal = after.seal(self._access.epoch, **counts)
             files.write(target, seal.pack(), after.length)
             files.sync(target)
@@ -178,40 +190,53 @@ class _Rewriting:
             raise
         finally:
             files.close(target)
+        if isinstance(self._reading, Salvage) and self._reading.holes:
+            keep_link(segment.path.parent, segment.path, files)
         files.rename(after.path, segment.path)
         files.sync_directory(segment.path.parent)
         after.path = segment.path
-        return Rewritten(after, lost)
+        return Rewritten(after, lost, self._marks)
 
     def copy(self, target: int) -> None:
         """Everything that is whole; the rest to quarantine."""
-        files = self._access.files
-        source, size = open_for_reading(files, self._segment.path)
+        segment = self._segment
+        source, size = open_for_reading(self._reading, segment.path)
+        # Of a segment that was not read through, nobody knows yet where it ends; but which numbers it may hold.
+        length, before = (size, segment.first_sequence - 1) if segment.unread else (min(size, segment.length), 0)
         try:
-            for piece in walk(files, source, 0, min(size, self._segment.length), self._access.epoch):
+            for piece in walk(self._reading, source, 0, length, self._access.epoch, after=before):
                 data = self._whole(source, piece)
                 if data:
-                    files.write(target, data, self.after.length)
+                    self._access.files.write(target, data, self.after.length)
                     self.after.length += len(data)
-            if not self._segment.sealed and size > self._segment.length:
-                self._set_aside(source, Damage(self._segment.length, size))
+            if not segment.sealed and size > length:
+                self._set_aside(source, Damage(length, size))
         finally:
-            files.close(source)
+            self._reading.close(source)
 
     def _whole(self, source: int, piece: Frame | Damage) -> bytes:
-        files = self._access.files
         if isinstance(piece, Damage):
             self._set_aside(source, piece)
             return b""
         if isinstance(piece.head, BlockHeader):
-            if body_of(files, source, piece) is None:
+            body = body_of(self._reading, source, piece)
+            if body is None or piece.head.last_sequence > self._segment.last_sequence:
                 self._set_aside(source, Damage(piece.offset, piece.offset + piece.size))
                 return b""
+            if self._segment.unread:
+                self._take_marks(piece.head, body)
             self.after.add(piece.head)
-        return files.read(source, piece.size, piece.offset)
+        elif isinstance(piece.head, Seal):
+            return b""  # of before; the file gets its own
+        return self._reading.read(source, piece.size, piece.offset)
+
+    def _take_marks(self, head: BlockHeader, body: bytes) -> None:
+        with suppress(StorageError):  # it does not decode, or its key is not there: as good as no marks
+            for producer, number in decode_marks(*self._access.opener(head, body, self._segment.serial)).items():
+                self._marks[producer] = max(number, self._marks.get(producer, 0))
 
     def _set_aside(self, source: int, damage: Damage) -> None:
-        data = self._access.files.read(source, damage.end - damage.offset, damage.offset)
+        data = self._reading.read(source, damage.end - damage.offset, damage.offset)
         if data.strip(b"\0"):
             folder = self._segment.path.parent
             keep_bytes(folder, f"{self._segment.serial:012d}-{damage.offset}", data, self._access.files)

@@ -57,6 +57,9 @@ class Segment:
     closed: bool = False  # nothing more will be written to it; sealed, or given up after a fault
     rewrite: int = 0  # the number of the rewrite that made the file, as its seal has it
     generation: int = 0  # grows when the file is rewritten: offsets found before are void
+    # Not all of it could be read at opening. Until it is mended, it counts for what the account misses, and its
+    # numbers are all that it may hold.
+    unread: bool = False
 
     @property
     def dense(self) -> bool:

@@ -318,9 +318,12 @@ class Stream(Committed):
         """The highest number taken from *producer*: appended, not only committed; 0 if none.
 
         Survives any crash together with the records that carried it, and stays after they were acknowledged and
-        removed. A producer that may send again asks here which of its records are stored already.
+        removed. A producer that may send again asks here which of its records are stored already. DiskError while a
+        part of the stream could not be read, which may hold a higher one.
         """
         with self._lock:
+            if self._has_unread:
+                raise DiskError(f"Not all of the stream {self.name!r} could be read; its marks are known once it is.")
             return self._marks.get(producer, 0)
 
     def flush(self, timeout: float | None = None) -> None:
@@ -370,6 +373,13 @@ class Stream(Committed):
             self._taken_bytes, self._failure = 0, None
             self._settled.notify_all()
         self._settle(work.batches, None)
+
+    def learn_marks(self, marks: Mapping[str, int]) -> None:
+        """These *marks* were found in a segment that could not be read before."""
+        with self._lock:
+            for producer, number in marks.items():
+                self._marks[producer] = max(number, self._marks.get(producer, 0))
+                self.committed_marks[producer] = max(number, self.committed_marks.get(producer, 0))
 
     def fail(self, work: Work, error: StorageError) -> None:
         """The disk refused *work*: it and all that was appended since is refused, and counted as rejected."""

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from outstation.buffer.encryption import Keys, Vault
 from outstation.buffer.reading import ChangedError, Chunk, Place, StoredBlock, period_of, read_chunk, records_of
 from outstation.buffer.recovery import Found, examine
+from outstation.buffer.salvage import Salvage
 from outstation.buffer.segment import Access, Damage, Opener, Segment, body_of, open_for_reading, walk
-from outstation.durable import FILES
+from outstation.durable import FILES, Files
 from outstation.errors import CorruptBlockError, DecryptionError, InvalidInputError, WireError, mapped_os_errors
 from outstation.types import STREAM_NAME, Ledger, Record, checked_name
 from outstation.wire.block import BlockHeader, decode_body
@@ -84,11 +85,13 @@ class StreamView:
         for path in found.foreign:
             yield Fault(path, 0, 0, path.stat().st_size, "does not belong to this stream or place")
         for segment in found.segments:
+            salvage = Salvage(self.access.files)
             with suppress(FileNotFoundError):  # the owner removed it meanwhile
-                yield from self._faults_in(segment)
+                yield from self._faults_in(segment, salvage)
+            for start, end in salvage.holes.get(segment.path, ()):
+                yield Fault(segment.path, segment.serial, start, end - start, "cannot be read from the disk")
 
-    def _faults_in(self, segment: Segment) -> Iterator[Fault]:
-        files = self.access.files
+    def _faults_in(self, segment: Segment, files: Files) -> Iterator[Fault]:
         fd, size = open_for_reading(files, segment.path)
         end = min(size, segment.length) if not segment.sealed else size
         try:

@@ -127,7 +127,8 @@ def verify(settings: SettingsPath = None, data: DataDir = None, as_json: AsJson 
 def repair(settings: SettingsPath = None, data: DataDir = None) -> None:
     """Take what is damaged out of the way: its bytes go to quarantine, its records are counted as corrupt.
 
-    Nothing else is touched. The station must not run. Example: outstation buffer repair
+    So does what the disk cannot read now, without the minute of new tries that a running station gives it. Nothing else
+    is touched. The station must not run. Example: outstation buffer repair
     """
     from outstation.buffer import Buffer  # noqa: PLC0415  a quick --help
 
@@ -135,7 +136,7 @@ def repair(settings: SettingsPath = None, data: DataDir = None) -> None:
     serials = {view.name: {fault.serial for fault in view.faults()} for view in _views(settings, data)}
     with Buffer.open(known.data_dir / "buffer", known.buffer) as buffer:
         for stream in buffer.streams():
-            stream.suspect(serials.get(stream.name, set()))
+            stream.suspect(serials.get(stream.name, set()), hopeless=True)
         buffer.flush()
         for stream in buffer.streams():
             ledger = stream.ledger()
