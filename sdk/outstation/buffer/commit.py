@@ -231,12 +231,13 @@ class Committer:
             if pair is None or before - stream.stored_bytes >= surplus_bytes:
                 break
             number = stream.balance.rewrites + 1
+            start = stream.balance.start
             pending = sum(stream.pending_in(segment) for segment in pair)
             try:
                 thinned = thin(
                     self._access,
                     pair,
-                    stream.balance.start,
+                    start,
                     number,
                     pending=pending,
                     block_bytes=self._settings.block_bytes,
@@ -251,7 +252,7 @@ class Committer:
             except CorruptBlockError:
                 stream.suspects.update(segment.serial for segment in pair)
                 break
-            stream.put_back(thinned.segment, thinned=thinned.lost, corrupt=0, rewrite=number)
+            stream.put_back(thinned.segment, DropReason.THINNED, thinned.lost, start=start)
             self._doomed.append(pair[0].path)
         return before - stream.stored_bytes
 
@@ -331,10 +332,11 @@ class Committer:
                 return
             segment = closed
         number = stream.balance.rewrites + 1
+        start = stream.balance.start
         pending = stream.pending_in(segment)
-        mended = repair(self._access, segment, stream.balance.start, number, pending=pending, insistent=insistent)
+        mended = repair(self._access, segment, start, number, pending=pending, insistent=insistent)
         stream.learn_marks(mended.marks)  # before anyone is told that they are all known
-        stream.put_back(mended.segment, thinned=0, corrupt=mended.lost, rewrite=number)
+        stream.put_back(mended.segment, DropReason.CORRUPT, mended.lost, start=start)
         log.warning(
             "A damaged segment of the stream %r was mended: %s; %d records are lost.",
             stream.name,

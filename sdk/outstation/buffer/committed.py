@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from outstation.buffer.frames import Balance
@@ -88,6 +89,7 @@ class Committed:
         self._closed = False
         self._places: OrderedDict[int, Place] = OrderedDict()
         self._has_unread = any(segment.unread for segment in self.segments)
+        self._owed = 0  # less than 0: records that were found and are still to be taken from a later loss
         self._stored_bytes = 0
         self._measure()
 
@@ -203,20 +205,29 @@ class Committed:
         with self._lock:
             self._replace_segment(segment)
 
-    def put_back(self, segment: Segment, *, thinned: int, corrupt: int, rewrite: int) -> None:
-        """Replace all segments that *segment* covers; these many pending records were lost (or found) on the way."""
+    def put_back(self, segment: Segment, reason: DropReason, lost: int, *, start: int) -> None:
+        """Replace all segments that *segment* covers; *lost* pending records went (or, less than 0, came) on the way.
+
+        They were counted when those after *start* were pending.
+        """
         with self._lock:
             balance = self.balance
-            self.balance = balance._replace(
-                thinned=balance.thinned + thinned, corrupt=balance.corrupt + corrupt, rewrites=rewrite
-            )
-            self.balance_dirty = True
-            self.suspects.discard(segment.serial)
-            self.segments = [
+            covered = [
                 own
                 for own in self.segments
-                if own.serial >= segment.serial or own.last_sequence < segment.first_sequence
+                if own.serial <= segment.serial and own.last_sequence >= segment.first_sequence
             ]
+            if balance.start != start:  # the cursor moved meanwhile, and took its share of what was lost with it
+                with suppress(OSError):  # it was written a moment ago
+                    left = count_after(self._access, segment, balance.start)
+                    lost = sum(self.pending_in(own) for own in covered) - left
+            # One unread segment may hold what was thought to be in another, which is not mended yet.
+            counted = getattr(balance, reason.value) + lost + self._owed
+            self._owed = min(0, counted)
+            self.balance = balance._replace(**{reason.value: max(0, counted)}, rewrites=segment.rewrite)
+            self.balance_dirty = True
+            self.suspects.discard(segment.serial)
+            self.segments = [own for own in self.segments if own not in covered or own.serial == segment.serial]
             self._measure()
             self._replace_segment(segment)
             self._has_unread = any(segment.unread for segment in self.segments)
