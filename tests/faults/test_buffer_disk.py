@@ -154,6 +154,23 @@ def test_after_a_failed_sync_its_segment_is_never_written_again(tmp_path):
         assert buffer.stream("events").ledger().dropped[DropReason.CORRUPT] == 0
 
 
+def test_a_segment_that_could_not_be_sealed_is_never_written_again(tmp_path):
+    files = SickFiles()
+    with Buffer.open(tmp_path, OPTIONS, files=files) as buffer:
+        stream = buffer.stream("events")
+        stream.append(b"one").wait(5)
+        (first,) = (tmp_path / "streams" / "events").glob("*.seg")
+        files.sick = {"sync_data": errno.EIO}
+        stream.suspect({1})  # to be written again it must be closed
+        wait_until(lambda: files.failures)
+        files.sick = {}
+        until_taken(stream, b"two")
+        assert max((tmp_path / "streams" / "events").glob("*.seg")) != first
+        assert payloads(stream) == [b"one", b"two"]
+    with Buffer.open(tmp_path, OPTIONS) as buffer:
+        assert payloads(buffer.stream("events")) == [b"one", b"two"]
+
+
 def test_one_failed_sync_is_made_good_in_a_new_segment(tmp_path):
     class Once(SickFiles):
         def sync_data(self, fd):

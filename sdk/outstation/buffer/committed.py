@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Protocol
 
 from outstation.buffer.frames import Balance
@@ -20,6 +21,7 @@ from outstation.buffer.reading import (
     period_of,
     read_chunk,
     records_of,
+    segment_place,
 )
 from outstation.buffer.recovery import Found, count_after
 from outstation.buffer.salvage import is_unreadable
@@ -197,6 +199,7 @@ class Committed:
             self.balance = balance._replace(retired=max(through, balance.retired))
             self.balance_dirty = True
             self.suspects -= gone
+            self.hopeless -= gone
             self._has_unread = any(segment.unread for segment in self.segments)
             self._measure()
 
@@ -248,8 +251,10 @@ class Committed:
     def pending_in(self, segment: Segment) -> int:
         """How many records of *segment* are pending by the account; reads nothing."""
         balance = self.balance
-        if segment.last_sequence <= balance.start or segment.first_sequence > balance.start:
-            return segment.count if segment.first_sequence > balance.start else 0
+        if segment.first_sequence > balance.start:
+            return segment.count
+        if segment.last_sequence <= balance.start or segment.dense:
+            return max(0, segment.last_sequence - balance.start)
         return balance.accounted_pending - sum(
             other.count for other in self.segments if other.first_sequence > balance.start
         )
@@ -330,12 +335,10 @@ class Committed:
         if through <= balance.cursor:
             return
         count = 0
-        if through > balance.start:
-            count = balance.accounted_pending - sum(
-                count_after(self._access, segment, through)
-                for segment in self.segments
-                if segment.last_sequence > through
-            )
+        for segment in islice(self.segments, segment_place(self.segments, balance.start), None):
+            if segment.first_sequence > through or through <= balance.start:
+                break
+            count += self.pending_in(segment) - count_after(self._access, segment, through)
         self.balance = balance._replace(cursor=through, acknowledged=balance.acknowledged + count)
         self.balance_dirty = True
         self._host.note(self, self._host.delay_of(Durability.MEMORY))

@@ -83,8 +83,13 @@ def records_of(blocks: Iterable[StoredBlock], after: int, period: Period) -> Ite
 
 def find_segment(segments: Sequence[Segment], after: int) -> Segment | None:
     """The first segment that holds a record with a number greater than *after*."""
-    place = bisect_right(segments, after, key=lambda segment: segment.last_sequence)
+    place = segment_place(segments, after)
     return segments[place] if place < len(segments) else None
+
+
+def segment_place(segments: Sequence[Segment], after: int) -> int:
+    """How many segments end at or before *after*."""
+    return bisect_right(segments, after, key=lambda segment: segment.last_sequence)
 
 
 def read_chunk(access: Access, segment: Segment, place: Place, after: int, period: Period = ALWAYS) -> Chunk:
