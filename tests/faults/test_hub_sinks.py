@@ -56,7 +56,7 @@ def connected(tmp_path):
 def sinks_of(hub):
     done = run("fleet", "sinks", "--hub", hub.address, "--json")
     assert done.returncode == 0, done.stderr
-    return {sink["name"]: sink for sink in json.loads(done.stdout)["sinks"]}
+    return {sink["name"]: sink for sink in json.loads(done.stdout)}
 
 
 def test_one_sink_that_fails_holds_up_no_other_and_is_seen(tmp_path, connected):
