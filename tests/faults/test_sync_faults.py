@@ -16,7 +16,7 @@ from faults.sync_plant import KEPT, STREAMS, Plant
 from faults.sync_schedule import REST_TIMEOUT, drawn, play
 
 # "mqtt" puts a mosquitto between agent and hub, and its faults into the schedule.
-EVERYDAY = {"hub": 12, "mqtt": 4}
+EVERYDAY = {"hub": 9, "mqtt": 3}  # a dozen
 SOAK = 200
 RUNS = [
     pytest.param(provider, n, id=f"{provider}-seed-{n}-", marks=() if n <= everyday else pytest.mark.soak)
