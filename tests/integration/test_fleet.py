@@ -239,11 +239,12 @@ STREAMS = {
 
 
 def station_of(folder, address, *, uplink):
-    """A real station with streams of every policy."""
+    """A real station with streams of every policy; once it sends, nothing more becomes too old."""
+    streams = STREAMS | ({"expired": {"max_age": 3600.0}} if uplink else {})
     tables = {
         "provider": "hub",
         "station": {"name": "press-7", "data_dir": str(folder / "data")},
-        "buffer": {"group_interval": 0.01, "segment_bytes": 4096, "block_bytes": 1024, "streams": STREAMS},
+        "buffer": {"group_interval": 0.01, "segment_bytes": 4096, "block_bytes": 1024, "streams": streams},
         "uplink": {"enabled": uplink, "backoff_first": 0.05},
         "options": {"hub": {"address": address}},
     }
