@@ -271,6 +271,8 @@ def test_after_a_drain_the_far_ends_ledger_equals_the_stations_to_the_record(tmp
             rotten = station.buffer.stream("rotten")
             assert len(list(rotten.read())) < 300
             wait_until(lambda: rotten.ledger().dropped[DropReason.CORRUPT])  # it is counted soon after it was found
+            expired = station.buffer.stream("expired")
+            wait_until(lambda: expired.ledger().dropped[DropReason.EXPIRED])
             for name in STREAMS:
                 station.buffer.stream(name).append(b"the last one").wait(5)
         # From here on nothing is dropped: what goes while it is under way may have come all the same.
