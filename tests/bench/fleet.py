@@ -159,7 +159,7 @@ def run(scale: float) -> list[Row]:
 
 
 def plot(found: dict[tuple[str, int], dict[str, float]]) -> None:
-    """How it grows, as the picture that docs/hub.md shows."""
+    """How it grows, as a picture."""
     import matplotlib  # noqa: PLC0415  only a full run draws
 
     matplotlib.use("svg")
