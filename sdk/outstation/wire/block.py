@@ -31,13 +31,9 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from outstation import zstd
 from outstation.errors import CorruptBlockError, UnsupportedVersionError, WireError
 from outstation.types import OCTETS, Record
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 MAGIC = b"OBLK"
 VERSION = 1
