@@ -7,6 +7,7 @@ DEMO_ARGS ?=
 ONLY ?=
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links pyproject.toml --extra onnx --extra hub --extra parquet --extra signing --group build
+EXTRAS := $(addprefix --extra ,nats kafka mqtt otlp aws azure images openvino)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak check format bench protos lock wheel clean
@@ -41,8 +42,8 @@ protos: $(VENV)/.dev ## Generate sdk/outstation/wire/generated from protos/
 
 lock: $(VENV)/.dev ## Resolve pyproject.toml again into requirements/*.txt
 	$(LOCK) -o requirements/run.txt --upgrade
-	$(LOCK) --extra nats --extra kafka --extra mqtt --extra otlp --group dev -c requirements/run.txt -o requirements/dev.txt
-	$(LOCK) --extra nats --extra kafka --extra mqtt --extra otlp --group dev --group bench -c requirements/dev.txt -o requirements/bench.txt
+	$(LOCK) $(EXTRAS) --group dev -c requirements/run.txt -o requirements/dev.txt
+	$(LOCK) $(EXTRAS) --group dev --group bench -c requirements/dev.txt -o requirements/bench.txt
 
 wheel: $(VENV)/.dev ## Build the wheel into dist/
 	rm -rf dist && $(BIN)/python -m hatchling build -t wheel
