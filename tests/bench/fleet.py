@@ -28,7 +28,8 @@ from report import Row
 
 from outstation.provider import Acknowledgement, Message
 from outstation.wire import convert
-from outstation.wire.block import Columns, encode
+from outstation.wire.block import encode
+from outstation.wire.columns import Columns
 from outstation.wire.messages import Hello, Welcome
 
 COUNTS = (10, 100, 1000)
