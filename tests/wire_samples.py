@@ -118,4 +118,10 @@ SAMPLES = {
     "status": (agent.GET_STATUS.response, StationStatus("press-7", "hub", 17, 5, REPORTED)),
     "health": (agent.REPORT_HEALTH.request, agent.ModelHealth("digits", "2.0.0", 1000, 1)),
     "health-noted": (agent.REPORT_HEALTH.response, None),
+    "set-metered": (agent.SET_METERED.request, True),
+    "metered": (agent.SET_METERED.response, None),
+    "reported-over-a-metered-link": (
+        convert.REPORT.request,
+        StationReport("press-7", Reported(link=Link(LinkState.ONLINE, 3, metered=True))),
+    ),
 }

@@ -236,12 +236,14 @@ def reported_from_wire(m: fleet_pb2.Reported) -> Reported:
 
 
 def _link_to_wire(value: Link) -> fleet_pb2.Link:
-    return fleet_pb2.Link(state=value.state.value, since_unix_nano=value.since_unix_nano, reason=value.reason)
+    return fleet_pb2.Link(
+        state=value.state.value, since_unix_nano=value.since_unix_nano, reason=value.reason, metered=value.metered
+    )
 
 
 def _link_from_wire(m: fleet_pb2.Link) -> Link:
     state = LinkState(m.state) if m.state in _LINK_STATES else LinkState.OFFLINE
-    return Link(state, m.since_unix_nano, m.reason)
+    return Link(state, m.since_unix_nano, m.reason, m.metered)
 
 
 def _model_report_to_wire(value: ModelReport) -> fleet_pb2.ModelReport:
