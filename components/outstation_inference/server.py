@@ -14,7 +14,7 @@ from outstation.inference.health import HealthReporter
 from outstation.inference.host import FixedModels, ModelHost, Models
 from outstation.inference.loading import load_file
 from outstation.inference.model import Model
-from outstation.inference.runtime import RuntimeOptions
+from outstation.inference.runtime import options_of
 from outstation.models.store import ModelStore
 from outstation.settings import InferenceSettings, Settings
 from outstation.wire.address import claim_socket, is_loopback, release_socket, share_socket
@@ -85,7 +85,7 @@ class InferenceProcess:
     @classmethod
     def of_file(cls, path: Path, name: str, settings: InferenceSettings) -> InferenceProcess:
         """Serve the one ONNX file *path* as the model *name*: no store, no agent. ModelLoadError."""
-        version = load_file(path, RuntimeOptions(settings.threads, settings.accelerators))
+        version = load_file(path, options_of(settings))
         sockets = (settings.listen, f"unix:{Path(settings.socket).absolute()}" if settings.socket else "")
         return cls(FixedModels((Model(name, version),)), settings, tuple(filter(None, sockets)))
 

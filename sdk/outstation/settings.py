@@ -131,6 +131,9 @@ class InferenceSettings(Table, frozen=True):
     socket: str = ""  # unix socket; "" = DATA_DIR/inference.sock
     threads: Annotated[int, msgspec.Meta(ge=0)] = 1  # of one model's computation; 0 = the runtime's choice
     accelerators: tuple[str, ...] = ()  # tried in this order, the processor last; () = whatever the machine has
+    runtime: Annotated[str, msgspec.Meta(pattern="^(onnx|openvino)?$")] = ""  # for every model; "" = its manifest says
+    parallel: bool = False  # true: nodes that do not wait for each other at once (OpenVINO: several calls at once)
+    arena: bool = True  # false: less memory between calls, and slower ones
     workers: Size = 4  # calls that are computed at once
     queue: Annotated[int, msgspec.Meta(ge=0)] = 64  # calls that wait for a worker; more are refused
     max_message_bytes: Size = 64 << 20

@@ -220,13 +220,14 @@ class StationParts:
             return
         # tuf takes 200 ms to import, and a station without models need not pay for it.
         from outstation.inference.check import SubprocessChecker  # noqa: PLC0415
+        from outstation.inference.runtime import options_of  # noqa: PLC0415
         from outstation.models.fetch import open_source  # noqa: PLC0415
         from outstation.models.reconciler import Reconciler  # noqa: PLC0415
         from outstation.models.store import ModelStore  # noqa: PLC0415
 
         self.model_store = ModelStore(self.settings.data_dir / "models")
         source = open_source(models.repository, self.provider.artifacts)
-        checker = SubprocessChecker()
+        checker = SubprocessChecker(options_of(self.settings.inference))
         self.reconciler = Reconciler(self.model_store, source, checker, models, self.clock)
         made.callback(self.reconciler.close)
         made.callback(checker.close)  # first: the reconciler's thread may be waiting for a check

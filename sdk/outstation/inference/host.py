@@ -14,7 +14,7 @@ from outstation.errors import ClosedError, ModelNotFoundError, ModelNotReadyErro
 from outstation.inference.deadlines import Deadlines
 from outstation.inference.loading import load_installed
 from outstation.inference.model import Health, Model, Version
-from outstation.inference.runtime import RuntimeOptions
+from outstation.inference.runtime import options_of
 from outstation.models.store import InstalledModel
 from outstation.settings import InferenceSettings
 from outstation.types import MODEL_NAME, checked_name
@@ -84,7 +84,7 @@ class ModelHost:
         preload: bool = False,
     ) -> None:
         self._store = store
-        self._options = RuntimeOptions(threads=settings.threads, accelerators=settings.accelerators)
+        self._options = options_of(settings)
         self._clock = clock
         self._preload = preload
         self._deadlines = Deadlines(clock)
