@@ -8,9 +8,11 @@ from pathlib import Path
 from outstation.errors import ModelLoadError, OutstationError
 from outstation.inference.golden import golden_cases
 from outstation.inference.model import Version
+from outstation.inference.processed import ProcessedSession
 from outstation.inference.runtime import Runtime, RuntimeOptions, Session, runtime
 from outstation.inference.signature import Signature
 from outstation.models.manifest import RuntimeRequirement, TensorSpec
+from outstation.models.pipeline import Pipeline
 from outstation.models.store import InstalledModel
 from outstation.wire.datatypes import described
 
@@ -37,14 +39,19 @@ def load_installed(installed: InstalledModel, options: RuntimeOptions, replaces:
     manifest = installed.manifest
     chosen = runtime(options.runtime or manifest.runtime.name)
     _check_runtime(chosen, manifest.runtime)
-    session = chosen.load(installed.folder / manifest.model, options)
+    session: Session = chosen.load(installed.folder / manifest.model, options)
     for kind, promised, found in (
         ("input", manifest.inputs, session.inputs),
         ("output", manifest.outputs, session.outputs),
     ):
         _check_promise(kind, promised, found)
-    signature = Signature(manifest.inputs, manifest.outputs)
-    loaded = Version(installed.version, session, signature, _labels(installed), replaces)
+    labels = _labels(installed)
+    if manifest.processing is None:
+        signature = Signature(manifest.inputs, manifest.outputs)
+    else:
+        session = ProcessedSession(session, Signature(manifest.inputs, manifest.outputs), Pipeline(manifest, labels))
+        signature = Signature(session.inputs, session.outputs, session.samples)
+    loaded = Version(installed.version, session, signature, labels, replaces)
     _warm_up(loaded, session, installed)
     return loaded
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from outstation.errors import InferenceError, InvalidInputError, ModelNotReadyError
+from outstation.errors import InferenceError, InvalidInputError, ModelNotReadyError, UnreadableFileError
 from outstation.inference.deadlines import Deadlines
 from outstation.inference.runtime import Placement, Session
 from outstation.inference.signature import Signature
@@ -75,6 +75,8 @@ class Version:
                 stop = self._session.stop()
                 with deadlines.limit(stop, timeout):
                     values = self._run(names, feed, stop)
+        except UnreadableFileError:
+            raise  # a file is the caller's, whatever the version before made of it
         except InvalidInputError:
             if self._accepted_before is not None and self._accepted_before(inputs):
                 self._count_error()
