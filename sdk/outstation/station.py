@@ -7,17 +7,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from outstation import settings as settings_room
 from outstation._version import __version__
 from outstation.buffer import Buffer
 from outstation.clock import Clock, SystemClock
 from outstation.errors import DiskError, ModelNotReadyError, OutstationError, mapped_os_errors
+from outstation.inference import capturing
 from outstation.provider import Provider, load_provider
 from outstation.settings import Settings
 from outstation.sync.deadletter import with_dead_letters
@@ -25,6 +26,9 @@ from outstation.sync.reporting import Reporter
 from outstation.sync.uplink import UplinkThread
 from outstation.telemetry.events import RecordBuffer, Telemetry, with_event_streams
 from outstation.types import LATEST, Desired, DesiredModel, Link, Reported, StationStatus
+
+if TYPE_CHECKING:
+    from outstation.models.manifest import TensorSpec
 
 SOFTWARE = f"outstation {__version__}"
 
@@ -36,8 +40,22 @@ class ModelHandle(Protocol):
     def name(self) -> str: ...
     @property
     def version(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
     def run(self, inputs: Mapping[str, Any], *, timeout: float | None = None) -> Any:
         """Arrays in by input name, arrays out by output name; see ``outstation.inference.model.Model.run``."""
+        ...
+
+    def run_many(self, calls: Sequence[Mapping[str, Any]], *, timeout: float | None = None) -> Sequence[Any]:
+        """:meth:`run` for each of *calls*, all by one version."""
+        ...
+
+    def capture(self, inputs: Mapping[str, Any], note: str = "", *, timeout: float | None = None) -> Any:
+        """:meth:`run`, and keep the call for retraining."""
         ...
 
 
@@ -160,7 +178,7 @@ class StationParts:
         self.uplink: UplinkThread | None = None
         with ExitStack() as made:
             _make_folder(settings.data_dir)
-            buffer_settings = with_dead_letters(with_event_streams(settings.buffer))
+            buffer_settings = with_dead_letters(capturing.with_captures(with_event_streams(settings.buffer)))
             self.buffer = Buffer.open(settings.data_dir / "buffer", buffer_settings, clock=clock)
             made.callback(self.buffer.close)
             self.provider = self._load_provider()
@@ -195,10 +213,19 @@ class StationParts:
         """The models of this very process; an in-process host where there is a store, else none."""
         if self.reconciler is None:
             return _NoModels()
-        from outstation.inference.health import HealthReporter  # noqa: PLC0415  numpy and onnxruntime, an extra
+        from outstation.inference.captures import Captures  # noqa: PLC0415  numpy and onnxruntime, an extra
+        from outstation.inference.health import HealthReporter  # noqa: PLC0415
         from outstation.inference.host import ModelHost  # noqa: PLC0415
 
-        host = ModelHost(self.model_store, self.settings.inference, clock=self.clock)
+        captures = Captures(
+            self.buffer,
+            self.settings.inference.capture,
+            state=self.settings.data_dir / capturing.STATE,
+            report=self.telemetry.health,
+            clock=self.clock,
+        )
+        self.resources.callback(captures.close)
+        host = ModelHost(self.model_store, self.settings.inference, clock=self.clock, captures=captures)
         self.resources.callback(host.close)
         self.resources.callback(HealthReporter(host, self.reconciler.report_health, self.clock).close)
         return host
