@@ -19,10 +19,12 @@ from outstation.wire.station import (
     APPEND,
     GET_STATUS,
     REPORT_HEALTH,
+    REPORT_PLACEMENT,
     SERVICE,
     AppendRequest,
     AppendResponse,
     ModelHealth,
+    ModelPlacement,
 )
 
 log = logging.getLogger("outstation.agent")
@@ -41,7 +43,13 @@ class StationService:
         self._gates: WeakValueDictionary[tuple[str, str], _Gate] = WeakValueDictionary()
         self._gates_lock = threading.Lock()
         self.handler: Any = handler(
-            SERVICE, {APPEND: self.append, GET_STATUS: self.get_status, REPORT_HEALTH: self.report_health}
+            SERVICE,
+            {
+                APPEND: self.append,
+                GET_STATUS: self.get_status,
+                REPORT_HEALTH: self.report_health,
+                REPORT_PLACEMENT: self.report_placement,
+            },
         )
 
     def close(self) -> None:
@@ -56,6 +64,9 @@ class StationService:
     def report_health(self, health: ModelHealth, _caller: Caller) -> None:
         if self._parts.reconciler is not None:
             self._parts.reconciler.report_health(health.model, health.version, health.calls, health.errors)
+
+    def report_placement(self, told: ModelPlacement, _caller: Caller) -> None:
+        self._parts.report_placement(told.model, told.version, told.placement)
 
     def _gate(self, producer: str, stream: str) -> _Gate:
         with self._gates_lock:

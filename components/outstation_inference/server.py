@@ -96,7 +96,10 @@ class InferenceProcess:
         host = ModelHost(store, settings.inference, clock=clock, preload=True, captures=captures)
         sockets = (settings.inference.listen, f"unix:{settings.inference_socket.absolute()}")
         process = cls(host, settings.inference, tuple(filter(None, sockets)), owned)
-        reporter = HealthReporter(host, partial(agent.report_health, timeout=REPORT_TIMEOUT), clock)
+        report, place = (
+            partial(tell, timeout=REPORT_TIMEOUT) for tell in (agent.report_health, agent.report_placement)
+        )
+        reporter = HealthReporter(host, report, clock, place=place)
         process._closing.callback(reporter.close)
         if not host.wait_settled(LOAD_TIMEOUT):
             log.warning("Not every model is loaded after %g s; serving those that are.", LOAD_TIMEOUT)

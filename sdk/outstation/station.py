@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,7 +26,7 @@ from outstation.sync.deadletter import with_dead_letters
 from outstation.sync.reporting import Reporter
 from outstation.sync.uplink import UplinkThread
 from outstation.telemetry.events import RecordBuffer, Telemetry, with_event_streams
-from outstation.types import LATEST, Desired, DesiredModel, Link, Reported, StationStatus
+from outstation.types import LATEST, Desired, DesiredModel, Link, ModelReport, Placement, Reported, StationStatus
 
 if TYPE_CHECKING:
     from outstation.models.manifest import TensorSpec
@@ -174,6 +175,7 @@ class StationParts:
         self.started_unix_nano = clock.time_unix_nano()
         self.revision = 0
         self.reconciler: Any = None
+        self._placements: dict[str, tuple[str, Placement]] = {}
         self.reporter: Reporter | None = None
         self.uplink: UplinkThread | None = None
         with ExitStack() as made:
@@ -199,8 +201,9 @@ class StationParts:
         )
 
     def reported(self) -> Reported:
+        models = self.reconciler.reports() if self.reconciler is not None else ()
         return Reported(
-            models=self.reconciler.reports() if self.reconciler is not None else (),
+            models=tuple(map(self._with_placement, models)),
             streams=tuple(stream.report() for stream in self.buffer.streams()),
             link=self.uplink.link if self.uplink is not None else None,
             revision=self.revision,
@@ -208,6 +211,22 @@ class StationParts:
             software=SOFTWARE,
             labels=self.settings.identity.labels,
         )
+
+    def report_placement(self, model: str, version: str, placement: Placement) -> None:
+        """A process has loaded *version* and computes it there. Told as an event when it is news."""
+        if self._placements.get(model) == (version, placement):
+            return
+        self._placements[model] = version, placement  # as many as there are models
+        with suppress(OutstationError):
+            body: dict[str, Any] = {"model": model, "version": version, "runtime": placement.runtime}
+            body |= {"accelerator": placement.accelerator, "fallbacks": placement.fallbacks}
+            self.telemetry.health("model", body)
+        if self.reporter is not None:
+            self.reporter.changed()
+
+    def _with_placement(self, report: ModelReport) -> ModelReport:
+        version, placement = self._placements.get(report.name, ("", None))
+        return replace(report, placement=placement) if version and version == report.active else report
 
     def local_models(self) -> Models:
         """The models of this very process; an in-process host where there is a store, else none."""
@@ -227,7 +246,8 @@ class StationParts:
         self.resources.callback(captures.close)
         host = ModelHost(self.model_store, self.settings.inference, clock=self.clock, captures=captures)
         self.resources.callback(host.close)
-        self.resources.callback(HealthReporter(host, self.reconciler.report_health, self.clock).close)
+        reporter = HealthReporter(host, self.reconciler.report_health, self.clock, place=self.report_placement)
+        self.resources.callback(reporter.close)
         return host
 
     def _load_provider(self) -> Provider:

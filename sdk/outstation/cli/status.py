@@ -12,7 +12,7 @@ import typer
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.cli.tables import ago, draw
 from outstation.telemetry.prometheus import page
-from outstation.types import ModelReport, StationStatus, StreamReport
+from outstation.types import ModelReport, Placement, StationStatus, StreamReport
 
 
 def status(
@@ -55,7 +55,7 @@ def _show(now: StationStatus) -> None:
         print("no records yet")
     if now.reported.models:
         draw(
-            ("model", "version", "phase", "saved bytes", "reason"),
+            ("model", "version", "phase", "computed by", "saved bytes", "reason"),
             _versions(now.reported.models),
             title="models (* answers)",
         )
@@ -70,5 +70,15 @@ def _row(report: StreamReport) -> tuple[object, ...]:
 def _versions(models: tuple[ModelReport, ...]) -> Iterator[tuple[object, ...]]:
     for model in models:
         for version in model.versions:
-            mark = " *" if version.version == model.active else ""
-            yield model.name, version.version + mark, version.phase.value, version.saved_bytes or None, version.reason
+            answers = version.version == model.active
+            mark, place = (" *", _place(model.placement)) if answers else ("", None)
+            saved = version.saved_bytes or None
+            yield model.name, version.version + mark, version.phase.value, place, saved, version.reason
+
+
+def _place(placement: Placement | None) -> str | None:
+    """As in "onnx on cpu (cuda: not in this build of ONNX Runtime)"."""
+    if placement is None:
+        return None
+    why = f" ({'; '.join(placement.fallbacks)})" if placement.fallbacks else ""
+    return f"{placement.runtime} on {placement.accelerator}{why}"

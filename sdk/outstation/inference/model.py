@@ -11,10 +11,10 @@ from typing import Literal
 from outstation.errors import InferenceError, InvalidInputError, ModelNotReadyError, UnreadableFileError
 from outstation.inference.captures import Sampler
 from outstation.inference.deadlines import Deadlines
-from outstation.inference.runtime import Placement, Session
+from outstation.inference.runtime import Session
 from outstation.inference.signature import Signature
 from outstation.models.manifest import TensorSpec
-from outstation.types import MODEL_NAME, checked_name
+from outstation.types import MODEL_NAME, Placement, checked_name
 from outstation.wire.datatypes import Array
 
 

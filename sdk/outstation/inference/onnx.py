@@ -14,9 +14,10 @@ from outstation.errors import (
     InvalidInputError,
     ModelLoadError,
 )
-from outstation.inference.runtime import Placement, RuntimeOptions, Stop, chosen_accelerators
+from outstation.inference.runtime import RuntimeOptions, Stop, chosen_accelerators
 from outstation.models.manifest import ANY, TensorSpec
 from outstation.ort import load_onnxruntime
+from outstation.types import Placement
 
 onnxruntime = load_onnxruntime("Running an ONNX model")
 ort_errors = onnxruntime.capi.onnxruntime_pybind11_state

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from outstation.errors import DeadlineError, InferenceError, MissingExtraError, ModelLoadError
-from outstation.inference.runtime import Placement, RuntimeOptions, Stop, chosen_accelerators
+from outstation.inference.runtime import RuntimeOptions, Stop, chosen_accelerators
 from outstation.models.manifest import ANY, TensorSpec
+from outstation.types import Placement
 
 
 def _load_openvino() -> Any:

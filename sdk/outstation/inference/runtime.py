@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from outstation.errors import ModelLoadError
 from outstation.models.manifest import TensorSpec
 from outstation.settings import InferenceSettings
+from outstation.types import Placement
 
 # Every name that the settings may hold; each runtime knows some of them.
 ACCELERATORS = ("tensorrt", "cuda", "openvino", "qnn", "gpu", "npu", "cpu")
@@ -33,15 +34,6 @@ class RuntimeOptions:
 def options_of(settings: InferenceSettings) -> RuntimeOptions:
     """What ``[inference]`` says of computing."""
     return RuntimeOptions(settings.threads, settings.accelerators, settings.runtime, settings.parallel, settings.arena)
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a model is computed: the accelerator in use, and for each that was preferred to it, why it is not."""
-
-    accelerator: str
-    fallbacks: tuple[str, ...] = ()
-    runtime: str = "onnx"
 
 
 def chosen_accelerators(
