@@ -87,6 +87,8 @@ class Rule:
             return tuple(map(self._name, map(int, _firsts(array))))
         if array.ndim < 2 or array.shape[-1] < 2:
             return ()
+        if array.size == array.shape[-1]:  # one row, as nearly always
+            return (self._name(int(array.argmax())),)
         rows = array.reshape(-1, array.shape[-1])[:MAX_ROWS]
         return tuple(map(self._name, rows.argmax(axis=1).tolist()))
 
@@ -113,6 +115,8 @@ def _is_low(array: Any, below: float) -> bool:
     """Whether the best score of any row is under *below*. What is no number counts as low."""
     if array.dtype.kind != "f":
         return False
+    if array.size == array.shape[-1] and array.ndim > 1:  # one row, as nearly always
+        return not float(array.max()) >= below
     best = array.max(axis=-1) if array.ndim > 1 else array
     return not bool((best >= below).all())
 
