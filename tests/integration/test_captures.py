@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,12 @@ def test_what_the_component_captures_survives_the_outage_and_comes_out_as_files(
                 assert (here["probabilities"] == answer["probabilities"]).all()
             sevens = sum(answer["label"].tolist() == ["seven"] for answer in answers)
             assert 0 < sevens < len(scans)
+            assert host.get("meter-digits").current.signature.batchable
+            with ThreadPoolExecutor(8) as pool:  # some of them are computed together
+                together = list(pool.map(lambda scan: far.run({"image": scan}), scans[:16]))
+            for one, other in zip(answers, together, strict=False):
+                assert one["label"].tolist() == other["label"].tolist()
+            sevens += sum(answer["label"].tolist() == ["seven"] for answer in together)
             far.capture({"image": scans[0]}, "the right answer")
             assert len(far.run_many([{"image": scan} for scan in scans[:3]])) == 3
         again = sum(answer["label"].tolist() == ["seven"] for answer in answers[:3])

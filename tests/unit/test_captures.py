@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -30,6 +31,7 @@ from outstation.types import Record
 from support import wait_until
 
 HOUR = 3600 * 10**9
+GOLDEN = Path(__file__).parents[1] / "golden/capture-1/capture.msgpack"
 SCORES = (TensorSpec("digit", "INT64", (-1,)), TensorSpec("scores", "FP32", (-1, 3)))
 LABELS = ("nought", "one", "two")
 INPUTS = {"image": np.arange(8, dtype=np.float32).reshape(1, 8)}
@@ -281,6 +283,48 @@ def test_what_is_no_capture_is_refused(kept):
         unpacked((msgspec.structs.replace(honest, data=b"no zstd at all"),))
     with pytest.raises(InvalidInputError, match="needs 4004"):
         unpacked((msgspec.structs.replace(honest, shape=(1001,)),))
+
+
+def test_golden_bytes_are_read_and_written_as_ever():
+    """Captures lie in hubs for years: format 1 stays readable."""
+    tensors = {"image": np.arange(4, dtype=np.uint8).reshape(1, 2, 2)}
+    words = {"word": np.array(["é"], object), "scores": np.zeros((1, 40), np.float32)}
+    capture = Capture(
+        model="digits",
+        version="1.0.0",
+        reason="low_confidence",
+        time_unix_nano=17,
+        note="seven",
+        classes=("one",),
+        scores=(0.5,),
+        inputs=packed(tensors, compressed=False),
+        outputs=packed(words, compressed=False),
+    )
+    golden = GOLDEN.read_bytes()
+    assert decode_capture(golden) == capture
+    assert encode_capture(capture) == golden
+    plain = msgspec.msgpack.decode(golden)
+    assert plain["format"] == 1
+    assert plain["inputs"][0] == {
+        "name": "image",
+        "datatype": "UINT8",
+        "shape": [1, 2, 2],
+        "codec": "raw",
+        "size": 4,
+        "data": b"\0\1\2\3",
+    }
+
+
+def test_no_call_is_lost_for_a_capture_that_cannot_be_made(kept, tmp_path, caplog):
+    made = captures(kept, rate=1.0)
+    version = load_installed(scaling(tmp_path / "a", 2), RuntimeOptions())
+    version.sampler = made.sampler("digits", "1.0.0", version.signature.outputs, ())
+    version.sampler.rule.reason = lambda _: 1 / 0
+    with Model("tiny", version) as model:
+        assert model.run({"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[2.0] * 4]
+    made.close()
+    assert kept.records == []
+    assert "was not captured" in caplog.text
 
 
 def recorded(*calls, model="digits", labels=LABELS):

@@ -236,8 +236,12 @@ class Sampler:
 
         Costs a call that is not kept less than a microsecond, or a few where its outputs are looked at.
         """
-        reason: Reason | None = "manual" if note is not None else self.rule.reason(outputs)
-        return reason is not None and self._captures.take(self, reason, inputs, outputs, note or "")
+        try:
+            reason: Reason | None = "manual" if note is not None else self.rule.reason(outputs)
+            return reason is not None and self._captures.take(self, reason, inputs, outputs, note or "")
+        except Exception:  # an answer that is there is not lost for a copy of it
+            log.exception("a call of %s was not captured", self.model)
+            return False
 
 
 def _read_budgets(state: Path | None) -> dict[str, Budget]:

@@ -32,9 +32,9 @@ class Signature:
         self.output_names = [spec.name for spec in outputs]
         self._known_outputs = frozenset(self.output_names)
         self._text = [spec.name for spec in inputs if spec.datatype == "BYTES" and spec.name not in files]
-        # Every tensor has a free first axis, and none is text: rows of several calls can lie in one array.
-        self.batchable = bool(inputs) and all(
-            spec.shape[:1] == (ANY,) and spec.datatype != "BYTES" for spec in (*inputs, *outputs)
+        # Every tensor has a free first axis, and no input is text: rows of several calls can lie in one array.
+        self.batchable = (
+            bool(inputs) and all(spec.shape[:1] == (ANY,) for spec in (*inputs, *outputs)) and not self._text
         )
         # What `fits` walks: name, dtype, rank (None = unknown: the runtime checks), and the dimensions that are fixed.
         self._expected = tuple(
