@@ -21,6 +21,7 @@ from outstation.wire.station import (
     REPORT_HEALTH,
     REPORT_PLACEMENT,
     SERVICE,
+    SET_METERED,
     AppendRequest,
     AppendResponse,
     ModelHealth,
@@ -49,6 +50,7 @@ class StationService:
                 GET_STATUS: self.get_status,
                 REPORT_HEALTH: self.report_health,
                 REPORT_PLACEMENT: self.report_placement,
+                SET_METERED: self.set_metered,
             },
         )
 
@@ -60,6 +62,9 @@ class StationService:
 
     def get_status(self, _request: None, _caller: Caller) -> StationStatus:
         return self._parts.status()
+
+    def set_metered(self, metered: bool, _caller: Caller) -> None:
+        self._parts.set_metered(metered)
 
     def report_health(self, health: ModelHealth, _caller: Caller) -> None:
         if self._parts.reconciler is not None:

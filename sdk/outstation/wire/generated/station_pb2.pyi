@@ -101,3 +101,13 @@ class ReportPlacementRequest(_message.Message):
 class ReportPlacementResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class SetMeteredRequest(_message.Message):
+    __slots__ = ("metered",)
+    METERED_FIELD_NUMBER: _ClassVar[int]
+    metered: bool
+    def __init__(self, metered: _Optional[bool] = ...) -> None: ...
+
+class SetMeteredResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
