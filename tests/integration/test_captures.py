@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from hub_parts import drained, hub_settings
+from hub_parts import drained, hub_settings, rows
 from inference_support import install, put
 from outstation.cli.main import app
 from outstation.inference.host import ModelHost
@@ -147,6 +147,12 @@ def test_what_the_component_captures_survives_the_outage_and_comes_out_as_files(
     finally:
         agent.close()
         hub.close()
+    told = [
+        json.loads(row["payload"])
+        for row in rows(tmp_path / "hub/parquet")
+        if dict(row["attributes"]).get("event") == "model"
+    ]
+    assert [(one["model"], one["runtime"], one["accelerator"]) for one in told] == [("meter-digits", "onnx", "cpu")]
     out = export(tmp_path / "images", "--images", "--parquet", tmp_path / "hub/parquet")
     assert out.startswith(f"{expected} captures in {expected + 1} files")
     folder = tmp_path / "images/meter-digits"

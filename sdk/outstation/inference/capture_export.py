@@ -67,6 +67,7 @@ def export_npz(records: Iterable[tuple[str, Record]], folder: Path, model: str =
 
     make_directories(folder)
     for call in _calls(records, model, done):
+        done.captures += 1
         key = call.capture.model, _shapes(call.inputs), _shapes(call.outputs)
         waiting[key].append(call)
         sizes[key] += sum(array.nbytes for array in (*call.inputs.values(), *call.outputs.values()))
@@ -90,8 +91,8 @@ def export_images(records: Iterable[tuple[str, Record]], folder: Path, model: st
         pictures = next(filter(None, map(_pictures, call.inputs.values())), None)
         if pictures is None:
             done.unreadable += 1
-            done.captures -= 1
             continue
+        done.captures += 1
         for row, (data, ending) in enumerate(pictures):
             said = _about(call, row)
             label = str(said["note"] or said["class"] or "unknown")
@@ -117,7 +118,6 @@ def _calls(records: Iterable[tuple[str, Record]], model: str, done: Exported) ->
         if call is None:
             done.unreadable += 1
         else:
-            done.captures += 1
             yield call
 
 
