@@ -7,6 +7,7 @@ import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hub_parts import drained, hub_settings, rows
-from inference_support import install, put
+from inference_support import install, put, scaling
 from outstation.cli.main import app
 from outstation.inference.host import ModelHost
 from outstation.inference.remote import RemoteModels
@@ -89,6 +90,30 @@ def export(*arguments) -> str:
     done = CliRunner().invoke(app, ["capture", "export", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def test_a_client_of_rest_asks_for_a_capture_by_a_parameter(tmp_path):
+    settings = Settings(
+        station=StationSettings(name="press-7", data_dir=str(tmp_path / "data")),
+        inference=InferenceSettings(listen="127.0.0.1:0"),
+    )
+    writer = ModelStore(tmp_path / "data/models").claim()
+    put(writer, scaling(tmp_path / "bundle", 2))
+    writer.close()
+    agent = Agent(settings)
+    process = InferenceProcess.from_store(settings)
+    try:
+        call = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
+        for parameters in ({}, {"capture": "by hand"}, {"capture": 7}):
+            body = json.dumps(call | {"parameters": parameters}).encode()
+            with urlopen(Request(f"http://{process.addresses[0]}/v2/models/tiny/infer", body), timeout=10) as answer:
+                assert json.load(answer)["outputs"][0]["data"] == [2, 4, 6, 8]
+    finally:
+        process.close()
+        agent.close()
+    assert export(tmp_path / "npz", "--data", tmp_path / "data").startswith("1 captures in 2 files")
+    (line,) = (tmp_path / "npz/tiny-0001.jsonl").read_text().splitlines()
+    assert (json.loads(line)["reason"], json.loads(line)["note"]) == ("manual", "by hand")
 
 
 def test_what_the_component_captures_survives_the_outage_and_comes_out_as_files(tmp_path, scans):
