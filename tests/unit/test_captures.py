@@ -198,6 +198,13 @@ def test_what_the_buffer_refuses_is_counted_and_the_thread_goes_on(kept):
     assert made.counts == Counts(kept=1, refused=1)
 
 
+def test_an_output_that_the_version_has_not_is_told(kept, caplog):
+    made = captures(kept, below=0.5, output="scoers")
+    assert not sampler(made).offer(INPUTS, UNSURE)
+    made.close()
+    assert "captures of digits look at 'scoers', which 1.0.0 has not: ['digit', 'scores']" in caplog.text
+
+
 def test_a_restart_begins_no_new_budget(kept, tmp_path):
     clock = FakeClock()
     state = tmp_path / "captures.json"

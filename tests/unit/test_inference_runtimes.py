@@ -95,10 +95,12 @@ def test_every_datatype_goes_in_and_comes_out(options, kind, tmp_path):
 def test_answers_belong_to_the_caller_and_inputs_may_be_views(options, tmp_path):
     version = load_file(written(tmp_path, tiny_models.scale(2)), options)
     whole = np.arange(16, dtype=np.float32).reshape(2, 8)
-    first = version.run({"x": whole[:, ::2]})["y"]
-    version.run({"x": np.zeros((2, 4), np.float32)})
-    assert first.tolist() == (2 * whole[:, ::2]).tolist()
-    first[:] = 0  # nobody else's
+    with Model("tiny", version) as model:
+        for timeout in (None, 30.0):
+            first = model.run({"x": whole[:, ::2]}, timeout=timeout)["y"]
+            model.run({"x": np.zeros((2, 4), np.float32)}, timeout=timeout)
+            assert first.tolist() == (2 * whole[:, ::2]).tolist()
+            first[:] = 0  # nobody else's
 
 
 def test_eight_threads_get_their_own_answers(options, tmp_path):
@@ -220,7 +222,11 @@ def test_the_manifest_names_the_runtime_and_the_settings_another(tmp_path):
     late = scaling(tmp_path / "b", 2, runtime=RuntimeRequirement("openvino", "9999.0"))
     with pytest.raises(ModelLoadError, match=r"needs openvino 9999\.0"):
         load_installed(late, RuntimeOptions())
-    assert load_installed(late, RuntimeOptions(runtime="onnx")).version == "2.0.0"
+    chosen = RuntimeOptions(runtime="onnx")
+    assert load_installed(late, chosen).version == "2.0.0"
+    assert SubprocessChecker(chosen).check(late, 60).cases == 0
+    with pytest.raises(ModelLoadError, match=r"needs openvino 9999\.0"):
+        SubprocessChecker().check(late, 60)
 
 
 def test_a_host_and_the_check_before_it_use_the_runtime_of_the_settings(options, tmp_path):

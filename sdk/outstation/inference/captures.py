@@ -103,6 +103,9 @@ class Captures:
     def sampler(self, model: str, version: str, outputs: Sequence[TensorSpec], labels: Sequence[str]) -> Sampler:
         """What a version hands its calls to."""
         settings = self._settings.get(model, _NOTHING)
+        names = [spec.name for spec in outputs]
+        if settings.output and settings.output not in names:
+            log.warning("captures of %s look at %r, which %s has not: %s", model, settings.output, version, names)
         return Sampler(self, model, version, settings, Rule(settings, outputs, labels, self._chance))
 
     def take(

@@ -239,9 +239,8 @@ def _laid_out(value: Array, step: Layout) -> Array:
 def _top(step: TopK, value: Array, labels: Array) -> Array:
     if value.shape[-1] < step.k:
         raise ValueError(f"the {step.k} highest of {value.shape[-1]}")
-    # What is no number comes last, and of equals the first comes first.
-    heights = value.astype(np.float64)
-    order = np.argsort(-np.where(np.isnan(heights), -np.inf, heights), axis=-1, kind="stable")
+    # Of equals the first comes first; what is no number comes last.
+    order = np.argsort(-value.astype(np.float64), axis=-1, kind="stable")
     places = order[..., : step.k]
     scores = np.take_along_axis(value, places, axis=-1)
     if step.gives == "scores":
