@@ -12,9 +12,9 @@ import msgspec
 import typer
 
 from outstation.cli.process import DataDir, SettingsPath, load_settings
-from outstation.cli.tables import ago, draw
+from outstation.cli.tables import ago, draw, placed
 from outstation.telemetry.prometheus import page
-from outstation.types import ModelReport, Placement, StationStatus, StreamReport
+from outstation.types import ModelReport, StationStatus, StreamReport
 
 if TYPE_CHECKING:
     from outstation.agent import AgentClient
@@ -109,14 +109,6 @@ def _versions(models: tuple[ModelReport, ...]) -> Iterator[tuple[object, ...]]:
     for model in models:
         for version in model.versions:
             answers = version.version == model.active
-            mark, place = (" *", _place(model.placement)) if answers else ("", None)
+            mark, place = (" *", placed(model.placement)) if answers else ("", None)
             saved = version.saved_bytes or None
             yield model.name, version.version + mark, version.phase.value, place, saved, version.reason
-
-
-def _place(placement: Placement | None) -> str | None:
-    """As in "onnx on cpu (cuda: not in this build of ONNX Runtime)"."""
-    if placement is None:
-        return None
-    why = f" ({'; '.join(placement.fallbacks)})" if placement.fallbacks else ""
-    return f"{placement.runtime} on {placement.accelerator}{why}"
