@@ -62,10 +62,7 @@ def make_bundle(source: Path, target: Path, draft: Draft, *, check: bool = True)
     with mapped_os_errors(doing="make the bundle", path=target):
         model = _copy(source, target)
         probe = ModelProbe(target / model)
-        labels = draft.labels or _beside(target, LABELS)
-        if draft.labels is not None:
-            _copy_file(draft.labels, target / LABELS)
-        names = _checked_labels(target / LABELS) if labels is not None else ()
+        labels = _labels(draft, target)
         golden = draft.golden or _beside(target, GOLDEN)
         manifest = Manifest(
             name=draft.name,
@@ -75,7 +72,7 @@ def make_bundle(source: Path, target: Path, draft: Draft, *, check: bool = True)
             inputs=probe.inputs,
             outputs=probe.outputs,
             runtime=draft.runtime,
-            labels=LABELS if labels is not None else None,
+            labels=LABELS if labels else None,
             processing=draft.processing,
             budgets=draft.budgets,
             requires=draft.requires,
@@ -84,10 +81,9 @@ def make_bundle(source: Path, target: Path, draft: Draft, *, check: bool = True)
         )
         check_manifest(manifest)  # before the golden answers are computed through its processing
         if golden is not None:
-            golden_file(
-                processed(probe, manifest, names), golden, target / (GOLDEN + ".new"), draft.tolerance, check=check
-            )
-            (target / (GOLDEN + ".new")).replace(target / GOLDEN)
+            made = target / (GOLDEN + ".new")
+            golden_file(processed(probe, manifest, labels), golden, made, draft.tolerance, check=check)
+            made.replace(target / GOLDEN)
             manifest = msgspec.structs.replace(manifest, files=_described(target), golden=draft.tolerance)
     check_manifest(manifest)
     return manifest
@@ -150,6 +146,13 @@ def _copy_file(source: Path, target: Path) -> None:
 
 def _beside(folder: Path, name: str) -> Path | None:
     return folder / name if (folder / name).is_file() else None
+
+
+def _labels(draft: Draft, folder: Path) -> tuple[str, ...]:
+    """The labels, which lie in *folder* afterwards; () when there are none."""
+    if draft.labels is not None:
+        _copy_file(draft.labels, folder / LABELS)
+    return _checked_labels(folder / LABELS) if (folder / LABELS).is_file() else ()
 
 
 def _checked_labels(path: Path) -> tuple[str, ...]:
