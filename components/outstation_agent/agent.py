@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from outstation.clock import Clock, SystemClock
+from outstation.clock import Clock, SystemClock, wait_for_signal
 from outstation.settings import Settings
 from outstation.station import StationParts
 from outstation.wire.address import claim_socket, release_socket, share_socket
@@ -39,7 +39,7 @@ class Agent:
 
     def run(self) -> None:
         """Serve until :meth:`stop`, then end every thread in order."""
-        self._stop.wait()
+        wait_for_signal(self._stop)
         self.close()
 
     def stop(self) -> None:

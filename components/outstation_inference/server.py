@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from outstation.clock import Clock, SystemClock
+from outstation.clock import Clock, SystemClock, wait_for_signal
 from outstation.errors import ConfigurationError, DeadlineError
 from outstation.inference import capturing
 from outstation.inference.captures import Captures
@@ -114,7 +114,7 @@ class InferenceProcess:
 
     def run(self) -> None:
         """Serve until :meth:`stop`, then answer what was accepted and end every thread."""
-        self._stop.wait()
+        wait_for_signal(self._stop)
         self.close()
 
     def stop(self) -> None:

@@ -6,6 +6,9 @@ import threading
 import time
 from typing import Protocol
 
+# How long the first thread may not have looked for a signal, in seconds.
+_SIGNAL_INTERVAL = 0.5
+
 
 class Clock(Protocol):
     """Wall time for stamps, monotonic time for durations, and a wait that a test can shorten."""
@@ -34,3 +37,13 @@ class SystemClock:
 
     def wait(self, event: threading.Event, timeout: float) -> bool:
         return event.wait(timeout)
+
+
+def wait_for_signal(stopping: threading.Event) -> None:
+    """Sleep on the first thread of a process until a signal's handler sets *stopping*.
+
+    A wait without a bound could sleep through it: the kernel may give the signal to any thread, as it does after
+    SIGCONT, and Python runs the handler when the first thread next runs anything.
+    """
+    while not stopping.wait(_SIGNAL_INTERVAL):
+        pass

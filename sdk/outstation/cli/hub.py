@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from outstation.cli.process import Verbose, log_to_stderr, say_ready, stop_on_signals
-from outstation.clock import SystemClock
+from outstation.clock import SystemClock, wait_for_signal
 from outstation.settings import read_toml
 
 app = typer.Typer(invoke_without_command=True)
@@ -148,7 +148,7 @@ def hub(
         say_ready(f"hub ready on {running.address}")
         if running.enroll_address:
             print(f"enrolment on {running.enroll_address}", flush=True)
-        stop.wait()
+        wait_for_signal(stop)
 
 
 def _text(path: Path | None) -> str:
