@@ -67,6 +67,7 @@ class HandStore:
         self._lock = threading.Lock()
         self._generation = 0
         self._answering: dict[str, InstalledModel | None] = {}
+        self._shadows: dict[str, InstalledModel] = {}
         for model in models:
             self.answer(model)
 
@@ -75,6 +76,16 @@ class HandStore:
 
     def withdraw(self, name: str) -> None:
         self._set(name, None)
+
+    def put_in_the_shadow(self, model: InstalledModel) -> None:
+        with self._lock:
+            self._shadows[model.name] = model
+            self._generation += 1
+
+    def end_shadow(self, name: str) -> None:
+        with self._lock:
+            del self._shadows[name]
+            self._generation += 1
 
     def generation(self) -> int:
         return self._generation
@@ -85,6 +96,9 @@ class HandStore:
 
     def answering(self, name: str) -> InstalledModel | None:
         return self._answering.get(name)
+
+    def shadow(self, name: str) -> InstalledModel | None:
+        return self._shadows.get(name)
 
     def _set(self, name: str, model: InstalledModel | None) -> None:
         with self._lock:

@@ -38,6 +38,13 @@ def scale(factor: float, width: int = 4, name_in: str = "x", name_out: str = "y"
     return _model(nodes, (name_in, [None, width]), (name_out, [None, width]), constants)
 
 
+def reshape_to_two_rows(name_in: str = "x", name_out: str = "y") -> bytes:
+    """Loads, and fails on every call that has not two rows of four: ``y`` is ``x`` in the shape (2, 4)."""
+    nodes = [helper.make_node("Reshape", [name_in, "shape"], [name_out])]
+    constants = [numpy_helper.from_array(np.asarray([2, 4], dtype=np.int64), "shape")]
+    return _model(nodes, (name_in, [None, 4]), (name_out, [None, 4]), constants)
+
+
 def _model(
     nodes: Sequence[onnx.NodeProto],
     entry: tuple[str, list[int | None]],

@@ -55,7 +55,14 @@ class StationService:
 
     def report_health(self, health: ModelHealth, _caller: Caller) -> None:
         if self._parts.reconciler is not None:
-            self._parts.reconciler.report_health(health.model, health.version, health.calls, health.errors)
+            self._parts.reconciler.report_health(
+                health.model,
+                health.version,
+                health.calls,
+                health.errors,
+                disagreements=health.disagreements,
+                dropped=health.dropped,
+            )
 
     def _gate(self, producer: str, stream: str) -> _Gate:
         with self._gates_lock:

@@ -113,6 +113,8 @@ class ModelsSettings(Table, frozen=True):
     names: tuple[str, ...] = ()  # models to keep without being told to by the far end, at their latest version
     poll_interval: Seconds = 60.0  # seconds between looks at the repository
     retry_interval: Seconds = 5.0  # seconds before a look that failed is repeated
+    shadow: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # seconds beside the active version before a newer one answers
+    shadow_limit: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0  # share of calls that may disagree; 1 = only told
     probation: Annotated[float, msgspec.Meta(ge=0)] = 10.0  # seconds on live traffic before a version is trusted
     max_bytes: Size = 4 << 30  # bound of one model file
 
@@ -131,6 +133,7 @@ class InferenceSettings(Table, frozen=True):
     socket: str = ""  # unix socket; "" = DATA_DIR/inference.sock
     threads: Annotated[int, msgspec.Meta(ge=0)] = 1  # of one model's computation; 0 = the runtime's choice
     accelerators: tuple[str, ...] = ()  # tried in this order, the processor last; () = whatever the machine has
+    shadow_tolerance: Annotated[float, msgspec.Meta(ge=0)] = 0.1  # how far floats may be off, as a share of the largest
     workers: Size = 4  # calls that are computed at once
     queue: Annotated[int, msgspec.Meta(ge=0)] = 64  # calls that wait for a worker; more are refused
     max_message_bytes: Size = 64 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from typing import Protocol
 
 from outstation.clock import Clock, SystemClock
 from outstation.errors import OutstationError
@@ -14,7 +14,13 @@ log = logging.getLogger("outstation.inference")
 
 INTERVAL = 1.0
 
-Report = Callable[[str, str, int, int], None]  # model, version, calls, errors since it began to answer
+
+class Report(Protocol):
+    """Takes the counts of one version since it began to answer, or to run in the shadow."""
+
+    def __call__(
+        self, model: str, version: str, calls: int, errors: int, *, disagreements: int = 0, dropped: int = 0
+    ) -> None: ...
 
 
 class HealthReporter:
@@ -41,8 +47,15 @@ class HealthReporter:
 
     def _report(self) -> None:
         try:
-            for name, health in self._models.healths().items():
-                self._tell(name, health.version, health.calls, health.errors)
+            for name, health in (*self._models.healths().items(), *self._models.shadows().items()):
+                self._tell(
+                    name,
+                    health.version,
+                    health.calls,
+                    health.errors,
+                    disagreements=health.disagreements,
+                    dropped=health.dropped,
+                )
         except OutstationError as exc:
             if self._reachable:
                 log.info("nobody takes the report of a model's health: %s", exc)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
@@ -26,11 +26,19 @@ class Result(dict[str, Array]):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a version has done since it began to answer here: calls that it took on, and those that failed by it."""
+    """How a version has done since it began to answer here: calls that it took on, and those that failed by it.
+
+    In the shadow of another one: also the calls in which the two disagreed, and those that it could not keep up with.
+    """
 
     version: str
     calls: int
     errors: int
+    disagreements: int = 0
+    dropped: int = 0
+
+
+Watcher = Callable[[Mapping[str, Array], Result], None]
 
 
 class Version:
@@ -51,6 +59,14 @@ class Version:
         self._lock = threading.Lock()
         self._calls = 0
         self._errors = 0
+        self._watcher: Watcher | None = None
+
+    def watched_by(self, watcher: Watcher | None) -> None:
+        """Call *watcher* with the inputs and outputs of each call that is answered, on the caller's thread.
+
+        It must return in microseconds, raise nothing, and keep neither: both belong to the caller.
+        """
+        self._watcher = watcher
 
     def run(
         self,
@@ -87,6 +103,9 @@ class Version:
             self._calls += calls
         result = Result(zip(names, values, strict=True))
         result.model_version = self.version
+        watcher = self._watcher
+        if watcher is not None:
+            watcher(inputs, result)  # Signature.fits has looked at the inputs: they are arrays
         return result
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ class Installer:
     """The parts that an installation needs. Use from one thread.
 
     *nearby* says of a path of the source whether it lies at the box already: then the whole file costs no link.
+    *waiting* is what was handed in at the box.
     """
 
     writer: StoreWriter
@@ -46,6 +47,7 @@ class Installer:
     max_bytes: int
     timeout: float
     nearby: Callable[[str], bool] = lambda path: False
+    waiting: Callable[[], Sequence[Path]] = lambda: ()
     downloads: dict[str, Download] = field(default_factory=dict)  # broken off, to go on with
     spoiled: set[str] = field(default_factory=set)  # deltas that failed here: the whole file is fetched
     savings: dict[str, int] = field(default_factory=dict)  # bytes that deltas spared, by the SHA-256 of the manifest

@@ -94,6 +94,10 @@ class ModelStore:
         """The version of *name* that is on trial, or None. It answers calls while the trial lasts."""
         return self.installed(name, self.model(name).candidate)
 
+    def shadow(self, name: str) -> InstalledModel | None:
+        """The version of *name* that is to compute in the shadow of the active one, or None."""
+        return self.installed(name, self.model(name).shadowed)
+
     def answering(self, name: str) -> InstalledModel | None:
         """The version of *name* that answers: the candidate, else the active one, else None."""
         return self.installed(name, self.model(name).answering)
