@@ -70,6 +70,10 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
         typer.Option("--golden", help=".npz with input/NAME arrays, and output/NAME if known.", show_default=False),
     ] = None,
     labels: Annotated[Path | None, typer.Option("--labels", help="One label a line.", show_default=False)] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help=".npz of training data, input/NAME arrays: its spread.", show_default=False),
+    ] = None,
     budget: Annotated[str, typer.Option("--budget", help="As in p95=20ms,memory=200MB.")] = "",
     metric: Annotated[list[str] | None, typer.Option("--metric", help="As in accuracy=0.97; repeat.")] = None,
     requires: Annotated[str, typer.Option("--requires", help="As in memory=512MB,instructions=avx2+fma.")] = "",
@@ -95,6 +99,7 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
             version=version,
             golden=golden,
             labels=labels,
+            baseline=baseline,
             budgets=_budgets(budget),
             requires=_requires(requires),
             metrics=_metrics(metric or []),
@@ -111,6 +116,8 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
         )
     print(f"published {manifest.name} {manifest.version}: {len(manifest.files)} files, {manifest.size_bytes} bytes")
     for line in _deltas(repository, manifest):
+        print(line)
+    for line in _baseline(manifest):
         print(line)
     print(f"a device will check: {', '.join(_checks(manifest))}")
 
@@ -231,6 +238,12 @@ def _deltas(repository: Path, manifest: Manifest) -> Iterator[str]:
         path, size = delta_file(delta.path), delta.size_bytes
         whole = manifest.file(path).size_bytes
         yield f"delta of {path} from {delta.custom[FROM_VERSION]}: {size} bytes, {100 * size / whole:.1f} % of {whole}"
+
+
+def _baseline(manifest: Manifest) -> Iterator[str]:
+    if manifest.baseline is not None:
+        inputs, outputs = len(manifest.baseline.inputs), len(manifest.baseline.outputs)
+        yield f"baseline of {manifest.baseline.rows} rows: {inputs} features of inputs, {outputs} of outputs"
 
 
 def _checks(manifest: Manifest) -> list[str]:

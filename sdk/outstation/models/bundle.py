@@ -29,12 +29,16 @@ MAX_CHUNKS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """What the publisher says of a version. ``golden`` and ``labels`` are paths of files to take along."""
+    """What the publisher says of a version. ``golden`` and ``labels`` are paths of files to take along.
+
+    ``baseline`` is that of a file with training data, of which only the shape of its numbers goes into the manifest.
+    """
 
     name: str
     version: str
     golden: Path | None = None
     labels: Path | None = None
+    baseline: Path | None = None
     tolerance: Golden = field(default_factory=Golden)
     budgets: Budgets = field(default_factory=Budgets)
     requires: Requires = field(default_factory=Requires)
@@ -51,6 +55,7 @@ def make_bundle(source: Path, target: Path, draft: Draft, *, check: bool = True)
     """
     checked_name(MODEL_NAME, draft.name, "model")
     checked_version(draft.version)
+    from outstation.models.baseline import profile  # noqa: PLC0415 - as below
     from outstation.models.probe import ModelProbe, golden_file  # noqa: PLC0415 - numpy and onnxruntime are extras
 
     with mapped_os_errors(doing="make the bundle", path=target):
@@ -76,6 +81,7 @@ def make_bundle(source: Path, target: Path, draft: Draft, *, check: bool = True)
             golden=draft.tolerance if golden is not None else None,
             budgets=draft.budgets,
             requires=draft.requires,
+            baseline=profile(probe, draft.baseline) if draft.baseline is not None else None,
             metrics=draft.metrics,
             provenance={"outstation": __version__, "source": source.name, **draft.provenance},
         )
