@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from securesystemslib.signer import CryptoSigner
+from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.ngclient import FetcherInterface, Updater
 from typer.testing import CliRunner, Result
 
 import tiny_models
@@ -57,6 +59,33 @@ class Desk:
     def file(self, version: str, ending: str = ".model.onnx", name: str = "pump") -> Path:
         (found,) = (self.repository / "targets" / name / version).glob("*" + ending)
         return found
+
+
+class FolderFetcher(FetcherInterface):
+    """A folder for python-tuf's own client."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def _fetch(self, url):
+        try:
+            yield (self.folder / url.removeprefix("x://")).read_bytes()
+        except FileNotFoundError as exc:
+            raise DownloadHTTPError(url, 404) from exc
+
+
+def foreign_client(desk: Desk, folder: Path) -> Updater:
+    """python-tuf's own client on *desk*'s repository; it begins with the first root."""
+    for name in ("client", "downloads"):
+        (folder / name).mkdir(exist_ok=True)
+    return Updater(
+        str(folder / "client"),
+        "x://metadata/",
+        str(folder / "downloads"),
+        "x://targets/",
+        fetcher=FolderFetcher(desk.repository),
+        bootstrap=desk.root.read_bytes(),
+    )
 
 
 def flip(path: Path, at: int | None = None) -> None:

@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import Metadata, Root, Timestamp
-from tuf.ngclient import FetcherInterface, Updater
 
 import tiny_models
-from model_parts import UTC, Desk, error_of, flip
+from model_parts import UTC, Desk, error_of, flip, foreign_client
 from outstation.errors import (
     ConfigurationError,
     InvalidInputError,
@@ -342,32 +340,10 @@ def test_a_withdrawn_version_stays_listed_with_its_reason_and_is_not_offered(des
 # -- foreign clients ---------------------------------------------------------------------------------------------
 
 
-class FolderFetcher(FetcherInterface):
-    """A folder for python-tuf's own client."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def _fetch(self, url):
-        try:
-            yield (self.folder / url.removeprefix("x://")).read_bytes()
-        except FileNotFoundError as exc:
-            raise DownloadHTTPError(url, 404) from exc
-
-
 def test_python_tufs_own_client_reads_our_repository(desk, tmp_path):
     desk.publish("1.0.0")
     desk.publish("2.0.0")
-    (tmp_path / "client").mkdir()
-    (tmp_path / "downloads").mkdir()
-    updater = Updater(
-        str(tmp_path / "client"),
-        "x://metadata/",
-        str(tmp_path / "downloads"),
-        "x://targets/",
-        fetcher=FolderFetcher(desk.repository),
-        bootstrap=desk.root.read_bytes(),
-    )
+    updater = foreign_client(desk, tmp_path)
     updater.refresh()
     for version in ("1.0.0", "2.0.0"):
         for file in ("model.onnx", "golden.npz", "manifest.json"):

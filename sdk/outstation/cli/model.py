@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outstation.cli import model_device, model_diff, model_like
+from outstation.cli import model_device, model_diff, model_keys, model_like
+from outstation.cli.model_keys import Keys, Passphrase, PublicKeys, Signers, passphrase, signers
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.cli.tables import draw
 from outstation.errors import InvalidInputError
@@ -26,11 +27,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Keys = Annotated[Path, typer.Option("--keys", help="Folder of the signing keys; keep it away from the repository.")]
-Passphrase = Annotated[
-    Path | None,
-    typer.Option("--passphrase-file", help="File whose first line encrypts the keys.", show_default=False),
-]
 RepositoryFolder = Annotated[Path, typer.Argument(metavar="REPO", help="The repository's folder.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
@@ -41,7 +37,13 @@ _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
 @app.command("init")
-def init(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphrase = None) -> None:
+def init(
+    repository: RepositoryFolder,
+    keys: Keys,
+    signer: Signers = None,
+    public_key: PublicKeys = None,
+    passphrase_file: Passphrase = None,
+) -> None:
     """Make an empty repository and its keys.
 
     The root has three keys and needs two; targets, snapshot and timestamp have one each. Take root1, root2 and root3
@@ -50,7 +52,8 @@ def init(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphrase =
     from outstation.models.publish import init_repository  # noqa: PLC0415  tuf takes 200 ms to import
     from outstation.models.trust import root_fingerprint  # noqa: PLC0415
 
-    root = init_repository(repository, keys, passphrase=_passphrase(passphrase_file))
+    chosen = signers(signer, public_key)
+    root = init_repository(repository, keys, passphrase=passphrase(passphrase_file), signers=chosen)
     print(f"made the repository {repository}")
     print(f"first root for your devices: {root} (sha256 {root_fingerprint(root.read_bytes())})")
     print(f"keys: {keys} (take root1.pem, root2.pem and root3.pem offline)")
@@ -81,6 +84,7 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
     deltas: Annotated[int, typer.Option("--deltas", help="From so many versions before; 0 makes none.")] = 3,
     like: model_like.Like = "",
     data: model_like.Data = None,
+    signer: Signers = None,
     passphrase_file: Passphrase = None,
 ) -> None:
     """Sign a model as a new version.
@@ -92,7 +96,7 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
     from outstation.models.bundle import Draft  # noqa: PLC0415
     from outstation.models.publish import publish as sign_and_publish  # noqa: PLC0415
 
-    secret = _passphrase(passphrase_file)
+    secret = passphrase(passphrase_file)
     with model_like.quantised(source, like, data, repository, name) as (chosen, provenance):
         draft = Draft(
             name=name,
@@ -113,6 +117,7 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
             check=not no_check,
             deltas=deltas,
             passphrase=secret,
+            signers=signers(signer),
         )
     print(f"published {manifest.name} {manifest.version}: {len(manifest.files)} files, {manifest.size_bytes} bytes")
     for line in _deltas(repository, manifest):
@@ -123,7 +128,9 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
 
 
 @app.command("refresh")
-def refresh(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphrase = None) -> None:
+def refresh(
+    repository: RepositoryFolder, keys: Keys, signer: Signers = None, passphrase_file: Passphrase = None
+) -> None:
     """Sign the timestamp anew, so that stations go on calling the repository fresh; needs timestamp.pem only.
 
     Example: outstation model refresh ./repository --keys ./keys
@@ -131,7 +138,7 @@ def refresh(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphras
     from outstation.models.publish import LIFETIMES  # noqa: PLC0415
     from outstation.models.publish import refresh as sign_again  # noqa: PLC0415
 
-    sign_again(repository, keys=keys, passphrase=_passphrase(passphrase_file))
+    sign_again(repository, keys=keys, passphrase=passphrase(passphrase_file), signers=signers(signer))
     print(f"{repository} is fresh for {LIFETIMES['timestamp'] / 86400:g} days more")
 
 
@@ -142,6 +149,7 @@ def yank(  # noqa: PLR0917 - as above
     repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
     keys: Keys,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is signed and shown.")],
+    signer: Signers = None,
     passphrase_file: Passphrase = None,
 ) -> None:
     """Withdraw a version: stations that take the latest go back to the one before.
@@ -150,7 +158,8 @@ def yank(  # noqa: PLR0917 - as above
     """
     from outstation.models.publish import yank as withdraw  # noqa: PLC0415
 
-    withdraw(name, version, reason, repository=repository, keys=keys, passphrase=_passphrase(passphrase_file))
+    secret = passphrase(passphrase_file)
+    withdraw(name, version, reason, repository=repository, keys=keys, passphrase=secret, signers=signers(signer))
     print(f"withdrew {name} {version}: {reason}")
 
 
@@ -228,6 +237,7 @@ def import_(
 
 model_device.add_to(app)
 app.command("diff")(model_diff.diff)
+app.command("rotate-key")(model_keys.rotate_key)
 
 
 def _deltas(repository: Path, manifest: Manifest) -> Iterator[str]:
@@ -325,15 +335,3 @@ def _size(option: str, text: str) -> int:
     if found is None or float(found[1]) <= 0:
         raise InvalidInputError(f"{option}: {text!r} is no size such as 200MB, 64MiB or 1000000.")
     return int(float(found[1]) * _UNITS[found[2].upper().removesuffix("B")])
-
-
-def _passphrase(file: Path | None) -> bytes | None:
-    if file is None:
-        return None
-    try:
-        line = file.read_bytes().split(b"\n", 1)[0].strip()
-    except OSError as exc:
-        raise InvalidInputError(f"The passphrase file {file} cannot be read: {exc.strerror}.") from exc
-    if not line:
-        raise InvalidInputError(f"The first line of {file} is empty: that is no passphrase.")
-    return line

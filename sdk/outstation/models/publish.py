@@ -11,21 +11,30 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from securesystemslib.signer import Key, Signer
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
 from outstation.clock import Clock, SystemClock
 from outstation.durable import make_directories, move_atomically, write_atomically
-from outstation.errors import InvalidInputError, ModelNotFoundError, RepositoryError, mapped_os_errors
+from outstation.errors import (
+    ConfigurationError,
+    InvalidInputError,
+    ModelNotFoundError,
+    RepositoryError,
+    mapped_os_errors,
+)
 from outstation.models.bundle import Draft, make_bundle
 from outstation.models.chain import SIGNED_AT, SIGNED_AT_FORMAT, YANKED, custom
 from outstation.models.delta_publishing import MadeDelta, forget_deltas, make_deltas
 from outstation.models.deltas import DEFAULT_BASES, DELTAS, FOLDER, MAX_BASES
-from outstation.models.keys import ONLINE_ROLES, ROOT_KEYS, ROOT_THRESHOLD, make_keys, read_key
+from outstation.models.keyring import Externals, Keyring
+from outstation.models.keys import ONLINE_ROLES, ROOT_KEYS, ROOT_THRESHOLD
 from outstation.models.manifest import MANIFEST, Manifest, encode_manifest
 from outstation.models.repository import Repository
 
@@ -38,10 +47,20 @@ LIFETIMES: Mapping[str, float] = {
     "snapshot": 730 * DAY,
     "timestamp": 90 * DAY,
 }
+Signers = Mapping[str, Sequence[Signer]]  # by role
 
 
-def init_repository(folder: Path, keys: Path, *, passphrase: bytes | None = None, clock: Clock = SystemClock()) -> Path:
+def init_repository(
+    folder: Path,
+    keys: Path,
+    *,
+    passphrase: bytes | None = None,
+    signers: Externals | None = None,
+    clock: Clock = SystemClock(),
+) -> Path:
     """Make an empty repository in *folder* and its keys in *keys*; returns the path of the first root.
+
+    The keys are new files, except those in *signers*, which live elsewhere and need their public key.
 
     The root needs two of its three keys and lists one key each for targets, snapshot and timestamp. That file is
     what a device is given at enrolment. RepositoryError when there is a repository or a key already.
@@ -51,22 +70,20 @@ def init_repository(folder: Path, keys: Path, *, passphrase: bytes | None = None
         raise RepositoryError(f"{folder} holds a repository already.", hint="Choose another folder.")
     if folder.resolve() in (keys.resolve(), *keys.resolve().parents):
         raise InvalidInputError("The keys must not lie inside the repository: everybody reads that.")
-    signers = make_keys(keys, passphrase)
+    made = Keyring(keys, passphrase, signers).make()
     make_directories(metadata)
     make_directories(folder / "targets")
-    now = _now(clock)
-    root = Root(version=1, expires=_expiry("root", now), consistent_snapshot=True)
+    now = now_of(clock)
+    root = Root(version=1, expires=expiry("root", now), consistent_snapshot=True)
     for name in ROOT_KEYS:
-        root.add_key(signers[name].public_key, "root")
+        root.add_key(made[name].public_key, "root")
     root.roles["root"].threshold = ROOT_THRESHOLD
     for role in ONLINE_ROLES:
-        root.add_key(signers[role].public_key, role)
-    signed_root = Metadata(root)
-    for name in ROOT_KEYS:
-        signed_root.sign(signers[name], append=True)
+        root.add_key(made[role].public_key, role)
     path = metadata / "1.root.json"
-    write_atomically(path, signed_root.to_bytes())
-    _write_state(folder, signers, Targets(version=1), snapshot_version=1, timestamp_version=1, now=now)
+    write_atomically(path, signed_bytes(root, [made[name] for name in ROOT_KEYS]))
+    online = {role: (made[role],) for role in ONLINE_ROLES}
+    write_state(folder, online, Targets(version=1), snapshot_version=1, timestamp_version=1, now=now)
     return path
 
 
@@ -79,9 +96,12 @@ def publish(
     check: bool = True,
     deltas: int = DEFAULT_BASES,
     passphrase: bytes | None = None,
+    signers: Externals | None = None,
     clock: Clock = SystemClock(),
 ) -> Manifest:
     """Sign *source* (a model file or a folder) as the version that *draft* describes; returns its manifest.
+
+    With the keys in the folder *keys*, or those in *signers*.
 
     Computes the expected outputs of the golden inputs, or checks those given unless *check* is False. Makes deltas
     from the *deltas* newest versions before. A version that is published is never changed: RepositoryError. Also
@@ -90,13 +110,13 @@ def publish(
     """
     if not 0 <= deltas <= MAX_BASES:
         raise InvalidInputError(f"Deltas are made from 0 to {MAX_BASES} versions, not {deltas}.")
-    with _only_publisher(repository):
+    with only_publisher(repository):
         desk = Repository(repository)
         if (draft.name, draft.version) in desk.versions():
             raise RepositoryError(
                 f"{draft.name} {draft.version} is published already.", hint="A version never changes: choose the next."
             )
-        signers = _signers(desk, keys, passphrase)
+        online = _signers(desk, Keyring(keys, passphrase, signers))
         with tempfile.TemporaryDirectory(prefix="outstation-bundle-") as folder:
             bundle = Path(folder)
             manifest = make_bundle(source, bundle, draft, check=check)
@@ -113,7 +133,7 @@ def publish(
                 _add_delta(desk, f"{prefix}/{made.result}", made, targets)
         versions = [version for name, version in desk.versions() if name == draft.name]
         forgotten = forget_deltas(desk, targets.targets, draft.name, versions)
-        _write_next(desk, signers, targets, clock)
+        _write_next(desk, online, targets, clock)
         for place in forgotten:  # nobody who reads the new state asks for them
             place.unlink(missing_ok=True)
         return manifest
@@ -131,13 +151,20 @@ def _add_delta(desk: Repository, whole: str, made: MadeDelta, targets: Targets) 
     targets.targets[whole].unrecognized_fields["custom"] = {**said, DELTAS: listed}
 
 
-def refresh(repository: Path, *, keys: Path, passphrase: bytes | None = None, clock: Clock = SystemClock()) -> None:
+def refresh(
+    repository: Path,
+    *,
+    keys: Path,
+    passphrase: bytes | None = None,
+    signers: Externals | None = None,
+    clock: Clock = SystemClock(),
+) -> None:
     """Sign the timestamp anew, so that devices go on calling the repository fresh. Needs the timestamp's key only."""
-    with _only_publisher(repository):
+    with only_publisher(repository):
         desk = Repository(repository)
-        signers = _signers(desk, keys, passphrase, ("timestamp",))
+        online = _signers(desk, Keyring(keys, passphrase, signers), ("timestamp",))
         old = desk.chain.timestamp
-        _write_timestamp(repository, signers, old.version + 1, old.snapshot_meta, _now(clock))
+        write_timestamp(repository, online, old.version + 1, old.snapshot_meta, now_of(clock))
 
 
 def yank(
@@ -148,6 +175,7 @@ def yank(
     repository: Path,
     keys: Path,
     passphrase: bytes | None = None,
+    signers: Externals | None = None,
     clock: Clock = SystemClock(),
 ) -> None:
     """Withdraw a version: devices that take "latest" go back to the one before. The files stay, the reason is signed.
@@ -156,31 +184,31 @@ def yank(
     """
     if not reason.strip():
         raise InvalidInputError("A version is withdrawn for a reason: stations report it.")
-    with _only_publisher(repository):
+    with only_publisher(repository):
         desk = Repository(repository)
         if (name, version) not in desk.versions():
             raise ModelNotFoundError(f"{repository} holds no {name} {version}.", hint="See `outstation model list`.")
         targets = desk.chain.targets
         target = targets.targets[f"{name}/{version}/{MANIFEST}"]
         target.unrecognized_fields["custom"] = {**custom(target), YANKED: reason.strip()}
-        _write_next(desk, _signers(desk, keys, passphrase), targets, clock)
+        _write_next(desk, _signers(desk, Keyring(keys, passphrase, signers)), targets, clock)
 
 
-def _write_next(desk: Repository, signers: Mapping[str, Any], targets: Targets, clock: Clock) -> None:
+def _write_next(desk: Repository, signers: Signers, targets: Targets, clock: Clock) -> None:
     targets.version += 1
-    _write_state(
+    write_state(
         desk.folder,
         signers,
         targets,
         snapshot_version=desk.chain.snapshot.version + 1,
         timestamp_version=desk.chain.timestamp.version + 1,
-        now=_now(clock),
+        now=now_of(clock),
     )
 
 
-def _write_state(
+def write_state(
     folder: Path,
-    signers: Mapping[str, Any],
+    signers: Signers,
     targets: Targets,
     *,
     snapshot_version: int,
@@ -189,39 +217,35 @@ def _write_state(
 ) -> None:
     """Sign and write targets, snapshot and timestamp; the state becomes visible with the last of them."""
     metadata = folder / "metadata"
-    targets.expires = _expiry("targets", now)
-    data = _signed(targets, signers["targets"])
+    targets.expires = expiry("targets", now)
+    data = signed_bytes(targets, signers["targets"])
     write_atomically(metadata / f"{targets.version}.targets.json", data)
     meta = {"targets.json": _meta(targets, data)}
-    snapshot = Snapshot(version=snapshot_version, expires=_expiry("snapshot", now), meta=meta)
-    data = _signed(snapshot, signers["snapshot"])
+    snapshot = Snapshot(version=snapshot_version, expires=expiry("snapshot", now), meta=meta)
+    data = signed_bytes(snapshot, signers["snapshot"])
     write_atomically(metadata / f"{snapshot.version}.snapshot.json", data)
-    _write_timestamp(folder, signers, timestamp_version, _meta(snapshot, data), now)
+    write_timestamp(folder, signers, timestamp_version, _meta(snapshot, data), now)
 
 
-def _write_timestamp(
-    folder: Path, signers: Mapping[str, Any], version: int, snapshot_meta: MetaFile, now: datetime.datetime
+def write_timestamp(
+    folder: Path, signers: Signers, version: int, snapshot_meta: MetaFile, now: datetime.datetime
 ) -> None:
     timestamp = Timestamp(
         version=version,
-        expires=_expiry("timestamp", now),
+        expires=expiry("timestamp", now),
         snapshot_meta=snapshot_meta,
         unrecognized_fields={SIGNED_AT: now.strftime(SIGNED_AT_FORMAT)},
     )
-    write_atomically(folder / "metadata" / "timestamp.json", _signed(timestamp, signers["timestamp"]))
+    write_atomically(folder / "metadata" / "timestamp.json", signed_bytes(timestamp, signers["timestamp"]))
 
 
-def _signers(
-    desk: Repository, keys: Path, passphrase: bytes | None, roles: tuple[str, ...] = ONLINE_ROLES
-) -> dict[str, Any]:
-    signers = {role: read_key(keys, role, passphrase) for role in roles}
-    for role, signer in signers.items():
-        if signer.public_key.keyid not in desk.chain.root.roles[role].keyids:
-            raise RepositoryError(
-                f"{keys / f'{role}.pem'} is not a key that {desk.folder} trusts for its {role}.",
-                hint="Give the keys that were made together with this repository.",
-            )
-    return signers
+def trusted_keys(root: Root, role: str) -> dict[str, Key]:
+    """The keys that *root* trusts for *role*, by key id."""
+    return {keyid: root.keys[keyid] for keyid in root.roles[role].keyids}
+
+
+def _signers(desk: Repository, keyring: Keyring, roles: tuple[str, ...] = ONLINE_ROLES) -> Signers:
+    return {role: (keyring.signer(role, trusted_keys(desk.chain.root, role)),) for role in roles}
 
 
 def _place(source: Path, target: Path, sha256: str) -> None:
@@ -235,7 +259,7 @@ def _place(source: Path, target: Path, sha256: str) -> None:
 
 
 @contextmanager
-def _only_publisher(folder: Path) -> Iterator[None]:
+def only_publisher(folder: Path) -> Iterator[None]:
     """One publisher at a time; the lock goes with its process."""
     if not folder.is_dir():
         yield  # reading it says what is wrong
@@ -252,9 +276,14 @@ def _only_publisher(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _signed(signed: Signed, signer: Any) -> bytes:
+def signed_bytes(signed: Signed, signers: Iterable[Signer]) -> bytes:
+    """*signed* with the signature of each of *signers*. ConfigurationError when one does not sign."""
     metadata: Metadata[Any] = Metadata(signed)
-    metadata.sign(signer)
+    try:
+        for signer in signers:
+            metadata.sign(signer, append=True)
+    except UnsignedMetadataError as exc:
+        raise ConfigurationError(f"The key for {signed.type} does not sign: {exc.__cause__ or exc}") from exc
     return metadata.to_bytes()
 
 
@@ -262,10 +291,10 @@ def _meta(signed: Signed, data: bytes) -> MetaFile:
     return MetaFile.from_data(signed.version, data, ["sha256"])
 
 
-def _expiry(role: str, now: datetime.datetime) -> datetime.datetime:
+def expiry(role: str, now: datetime.datetime) -> datetime.datetime:
     return now + datetime.timedelta(seconds=LIFETIMES[role])
 
 
-def _now(clock: Clock) -> datetime.datetime:
+def now_of(clock: Clock) -> datetime.datetime:
     seconds = clock.time_unix_nano() // 1_000_000_000
     return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
