@@ -117,6 +117,7 @@ class ModelsSettings(Table, frozen=True):
     shadow_limit: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0  # share of calls that may disagree; 1 = only told
     probation: Annotated[float, msgspec.Meta(ge=0)] = 10.0  # seconds on live traffic before a version is trusted
     max_bytes: Size = 4 << 30  # bound of one model file
+    max_store_bytes: Size = 16 << 30  # of all versions on this device together; three of each model must fit
 
 
 class BatchingSettings(Table, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from outstation.errors import (
     DeltaError,
     ManifestError,
     ModelNotFoundError,
+    StorageError,
     UntrustedError,
     mapped_os_errors,
 )
@@ -25,7 +26,7 @@ from outstation.models.device import Device, unmet
 from outstation.models.fetch import Download, Expected, Source, fetch_bytes
 from outstation.models.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, ManifestFile, parse_manifest
 from outstation.models.repository import check_agreement
-from outstation.models.store import InstalledModel, file_sha256, verify_installed
+from outstation.models.store import InstalledModel, Kept, file_sha256, verify_installed
 from outstation.models.trust import TrustedRepository
 from outstation.models.writer import StoreWriter
 
@@ -45,6 +46,7 @@ class Installer:
     source: Source
     device: Device
     max_bytes: int
+    max_store_bytes: int
     timeout: float
     nearby: Callable[[str], bool] = lambda path: False
     waiting: Callable[[], Sequence[Path]] = lambda: ()
@@ -63,6 +65,7 @@ class Installer:
         manifest = parse_manifest(self._manifest_bytes(signed))
         check_agreement(manifest, name, version)
         self._check_fit(manifest)
+        self._check_room(manifest)
         return manifest
 
     def fetch(self, manifest: Manifest, digest: str, pulse: Callable[[], None]) -> InstalledModel:
@@ -182,6 +185,29 @@ class Installer:
                 raise CheckFailedError(
                     f"{file.path} has {file.size_bytes} bytes; models.max_bytes is {self.max_bytes} here."
                 )
+
+    def _check_room(self, manifest: Manifest) -> None:
+        """That the store may hold this version beside what it keeps; what nobody needs is deleted for it."""
+        missing = {file.sha256: file.size_bytes for file in manifest.files}
+        missing = {sha256: size for sha256, size in missing.items() if not self.writer.blob_path(sha256).is_file()}
+        more = sum(missing.values()) - sum(_size(self.writer.part_path(sha256)) for sha256 in missing)
+        if self.writer.used_bytes() + more > self.max_store_bytes:
+            self.writer.collect(parts=False)
+        used = self.writer.used_bytes()
+        if used + more > self.max_store_bytes:
+            others = [
+                kept for kept in self.writer.kept() if (kept.name, kept.version) != (manifest.name, manifest.version)
+            ]
+            raise StorageError(
+                f"It needs {more} bytes more, and {used} of the {self.max_store_bytes} bytes of models.max_store_bytes "
+                f"are in use ({in_words(others)}).",
+                hint="Raise models.max_store_bytes, let go of a pinned version, or want fewer models.",
+            )
+
+
+def in_words(kept: Iterable[Kept]) -> str:
+    """What is kept and why, for a message."""
+    return ", ".join(f"{entry.name} {entry.version}: {entry.why}" for entry in kept) or "nothing is kept"
 
 
 def _size(path: Path) -> int:

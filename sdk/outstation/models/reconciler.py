@@ -99,6 +99,7 @@ class Reconciler:
             self._incoming,
             this_device(),
             self._settings.max_bytes,
+            self._settings.max_store_bytes,
             SOURCE_TIMEOUT,
             self._incoming.holds,
             self._incoming.folders,
@@ -251,6 +252,9 @@ class Reconciler:
             order = read_order(path)
             if order is not None and order.kind is OrderKind.PIN:
                 self._writer_().pin(order.name, order.version)
+            elif order is not None and order.kind is OrderKind.COLLECT:
+                freed = self._writer_().collect(parts=False)
+                logger.info("Models: %d bytes that nobody needed are deleted.", freed)
             elif order is not None:
                 self._forgiven(order.name, order.version)
             path.unlink(missing_ok=True)

@@ -144,6 +144,18 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
         known = self.versions.get(version)
         return known.phase if known else None
 
+    def kept_because(self, version: str) -> str:
+        """Why the files of *version* are not deleted, in a word or two; "" when they may be."""
+        if version == self.answering:
+            return "answers"
+        if version == self.active:
+            return "active"
+        if version == self.last_good:
+            return "last good"
+        if version == self.pinned:
+            return "pinned"
+        return "on its way" if self.phase(version) in ON_ITS_WAY else ""
+
     def report(self, name: str) -> ModelReport:
         """For the far end: newest first."""
         rows = (
