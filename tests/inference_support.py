@@ -68,6 +68,7 @@ class HandStore:
         self._generation = 0
         self._answering: dict[str, InstalledModel | None] = {}
         self._shadows: dict[str, InstalledModel] = {}
+        self._candidates: dict[str, InstalledModel] = {}
         for model in models:
             self.answer(model)
 
@@ -76,6 +77,14 @@ class HandStore:
 
     def withdraw(self, name: str) -> None:
         self._set(name, None)
+
+    def try_out(self, model: InstalledModel) -> None:
+        self._candidates[model.name] = model
+        self.answer(model)
+
+    def prove(self, name: str) -> None:
+        self._candidates.pop(name)
+        self.answer(self._answering[name])
 
     def put_in_the_shadow(self, model: InstalledModel) -> None:
         with self._lock:
@@ -96,6 +105,9 @@ class HandStore:
 
     def answering(self, name: str) -> InstalledModel | None:
         return self._answering.get(name)
+
+    def candidate(self, name: str) -> InstalledModel | None:
+        return self._candidates.get(name)
 
     def shadow(self, name: str) -> InstalledModel | None:
         return self._shadows.get(name)

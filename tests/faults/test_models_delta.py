@@ -16,11 +16,12 @@ import tiny_models
 from delta_parts import forged, sha256, varints
 from model_parts import Desk, Device, SimulatedRepository, flip
 from models_process import DONE, live
+from outstation import zstd
 from outstation.errors import AccessDeniedError, LinkDownError
 from outstation.models import installer as installing
 from outstation.models.bundle import Draft, describe_file
 from outstation.models.carry import export_version, hand_in
-from outstation.models.delta import STEP_COPY
+from outstation.models.delta import RAW, STEP_COPY, STEP_RAW
 from outstation.models.delta_encoder import encode_delta
 from outstation.models.deltas import DELTAS, delta_path
 from outstation.models.fetch import FolderSource
@@ -32,6 +33,8 @@ from support import wait_until
 DICE = np.random.default_rng(0)
 OLD = DICE.bytes(200_000)
 NEW = OLD[:90_000] + DICE.bytes(5_000) + OLD[95_000:]
+# 64 MiB of zeros in some kilobytes.
+BOMB = zstd.compress(bytes(64 << 20), options={zstd.CompressionParameter.window_log: 18})
 PATH = delta_path("pump", "2.0.0", sha256(OLD), "model.onnx")
 
 
@@ -167,8 +170,13 @@ def test_whole_file_and_delta_that_were_tampered_with_are_refused(far, device):
         forged(NEW, NEW, varints(0, STEP_COPY, 0, len(NEW))),
         forged(OLD, OLD, varints(0, STEP_COPY, 0, len(OLD))),
         forged(OLD, NEW, varints(0, STEP_COPY, 0, len(OLD)), version=9),
+        forged(OLD, NEW, b"", packed={(0, 1, 0): BOMB}),
+        forged(OLD, NEW, varints(0, STEP_RAW, 1, len(NEW)), packed={(RAW, 1, 0): BOMB}),
     ],
-    ids=["garbage", "another result", "beyond the base", "another base", "honest about another", "of the future"],
+    ids=[
+        *("garbage", "another result", "beyond the base", "another base", "honest about another", "of the future"),
+        *("a bomb as program", "a bomb as data"),
+    ],
 )
 def test_a_signed_delta_that_lies_costs_its_bytes_and_nothing_else(far, device, delta, caplog):
     far.offer(delta)

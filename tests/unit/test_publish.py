@@ -172,6 +172,15 @@ def test_a_golden_file_that_cannot_be_is_refused(desk, tmp_path, arrays, says):
     assert Repository(desk.repository).versions() == []
 
 
+def test_nan_is_no_golden_answer_unless_somebody_says_so(desk, tmp_path):
+    golden = tmp_path / "nan.npz"
+    np.savez(golden, x=np.ones((1, 4), np.float32))
+    with pytest.raises(InvalidInputError, match="answers NaN"):
+        desk.publish("1.0.0", factor=np.nan, golden=golden)
+    np.savez(golden, **{"input/x": np.ones((1, 4), np.float32), "output/y": np.full((1, 4), np.nan, np.float32)})
+    desk.publish("1.0.0", factor=np.nan, golden=golden)
+
+
 def test_a_golden_file_that_is_none_is_refused(desk, tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(InvalidInputError, match="cannot be read"):

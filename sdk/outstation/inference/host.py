@@ -32,6 +32,7 @@ class Store(Protocol):
     def generation(self) -> object: ...
     def names(self) -> tuple[str, ...]: ...
     def answering(self, name: str) -> InstalledModel | None: ...
+    def candidate(self, name: str) -> InstalledModel | None: ...
     def shadow(self, name: str) -> InstalledModel | None: ...
 
 
@@ -206,6 +207,9 @@ class ModelHost:
                 return
             self._follow_one(name, entry)
             answers = entry.model.current if entry.model.ready else None
+            if answers is not None:
+                candidate = self._store.candidate(name)
+                answers.on_trial = candidate is not None and candidate.folder == entry.folder
             entry.shadow.follow(self._store.shadow(name), answers)
 
     def _entry(self, name: str) -> _Entry:

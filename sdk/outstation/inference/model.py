@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
+import numpy as np
+
 from outstation.errors import InferenceError, InvalidInputError, ModelNotReadyError
 from outstation.inference.deadlines import Deadlines
 from outstation.inference.runtime import Placement, Session
@@ -60,6 +62,7 @@ class Version:
         self._calls = 0
         self._errors = 0
         self._watcher: Watcher | None = None
+        self.on_trial = False  # while it is, an output of nothing but NaN is a failure of its own
 
     def watched_by(self, watcher: Watcher | None) -> None:
         """Call *watcher* with the inputs and outputs of each call that is answered, on the caller's thread.
@@ -99,8 +102,11 @@ class Version:
             if calls == 1:
                 self._count_error()
             raise
-        with self._lock:
-            self._calls += calls
+        if self.on_trial and calls == 1 and any(map(_nothing_but_nan, values)):
+            self._count_error()
+        else:
+            with self._lock:
+                self._calls += calls
         result = Result(zip(names, values, strict=True))
         result.model_version = self.version
         watcher = self._watcher
@@ -117,6 +123,10 @@ class Version:
         with self._lock:
             self._calls += 1
             self._errors += 1
+
+
+def _nothing_but_nan(array: Array) -> bool:
+    return array.dtype.kind == "f" and array.size > 0 and bool(np.isnan(array).all())
 
 
 class Model:

@@ -73,6 +73,8 @@ def golden_file(probe: ModelProbe, source: Path, target: Path, golden: Golden, *
     for name, array in expected.items():
         if check:
             _compare(source, name, array, computed[name], golden)
+    if not expected:
+        _check_numbers(source, computed)
     kept = expected or computed
     if any(len(array) != cases for array in kept.values()):
         raise InvalidInputError(f"{source.name}: inputs and outputs do not hold the same number of cases.")
@@ -166,12 +168,25 @@ def _compare(source: Path, name: str, expected: Any, answer: Any, golden: Golden
         )
 
 
+def _check_numbers(source: Path, computed: Arrays) -> None:
+    """That the model's own answers may stand for what is expected of it: NaN is no answer, unless somebody says so."""
+    for name, array in computed.items():
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise InvalidInputError(
+                f"{source.name}: the model answers NaN in output/{name}.",
+                hint=f"If that is what it shall answer, say so with an array output/{name} in the file.",
+            )
+
+
 def _read(source: Path) -> dict[str, Any]:
     try:
         with np.load(source, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, KeyError) as exc:
         raise InvalidInputError(f"{source} cannot be read as a golden file (.npz without pickles): {exc}.") from exc
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy hands out what is no array as bytes
+            raise InvalidInputError(f"{source}: {key} is no array.")
     return {key if "/" in key else _INPUT + key: array for key, array in arrays.items()}
 
 
