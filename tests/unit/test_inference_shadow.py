@@ -127,8 +127,9 @@ def slow():
 
 
 def test_a_shadow_that_cannot_keep_up_passes_calls_over_and_counts_them(slow):
-    for _ in range(50):
-        slow.offer({"x": X}, {"y": X})  # returns although nothing is computed
+    calls = threading.Thread(target=lambda: [slow.offer({"x": X}, {"y": X}) for _ in range(50)], daemon=True)
+    calls.start()
+    wait_until(lambda: not calls.is_alive())  # although nothing is computed
     assert 50 - shadows.QUEUE_CALLS - 1 <= slow.health.dropped <= 50 - shadows.QUEUE_CALLS
     slow.slow.go.release(100)
     wait_until(lambda: slow.health.calls + slow.health.dropped == 50)
