@@ -231,6 +231,14 @@ class SimulatedRepository:
         self.files[place] = json.dumps(tree).encode()
 
 
+def repository_with(payload: bytes) -> SimulatedRepository:
+    """One that offers 1.0.0 of the model "pump"."""
+    far = SimulatedRepository()
+    far.add("1.0.0", payload)
+    far.publish()
+    return far
+
+
 class Endless:
     """Bytes without end; the test fails if somebody reads far more than any bound."""
 

@@ -12,7 +12,7 @@ from securesystemslib.signer import CryptoSigner
 
 import tiny_models
 from inference_support import install
-from model_parts import Device, SimulatedRepository
+from model_parts import Device, SimulatedRepository, repository_with
 from outstation.errors import CheckFailedError
 from outstation.inference import golden
 from outstation.inference.check import SubprocessChecker
@@ -29,10 +29,7 @@ UTC = datetime.timezone.utc
 
 @pytest.fixture
 def far():
-    far = SimulatedRepository()
-    far.add("1.0.0", b"good weights")
-    far.publish()
-    return far
+    return repository_with(b"good weights")
 
 
 @pytest.fixture

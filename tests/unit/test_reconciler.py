@@ -6,7 +6,7 @@ import threading
 import msgspec
 import pytest
 
-from model_parts import Desk, Device, SimulatedRepository, flip, rejection
+from model_parts import Desk, Device, flip, rejection, repository_with
 from outstation.errors import (
     BufferLockedError,
     InferenceError,
@@ -30,10 +30,7 @@ P = ModelPhase
 
 @pytest.fixture
 def far():
-    far = SimulatedRepository()
-    far.add("1.0.0", b"one")
-    far.publish()
-    return far
+    return repository_with(b"one")
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import closing
+
 import numpy as np
 import pytest
 
-from model_parts import Desk, Device, SimulatedRepository
+from model_parts import Desk, Device, repository_with
 from outstation.inference.health import HealthReporter
 from outstation.inference.host import ModelHost
 from outstation.models.fetch import FolderSource
@@ -20,10 +23,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 def far():
-    far = SimulatedRepository()
-    far.add("1.0.0", b"one")
-    far.publish()
-    return far
+    return repository_with(b"one")
 
 
 @pytest.fixture
@@ -198,22 +198,23 @@ def test_live_calls_of_a_real_model_decide(tmp_path):
     """Model files, host and reporter as in a station: 2.0.0 answers twice as much, so it disagrees and is rejected."""
     desk = Desk(tmp_path)
     desk.publish("1.0.0")
-    settings = {"shadow": 3.0, "shadow_limit": 0.5}
+    settings = {"shadow": HOUR, "shadow_limit": 0.5, "poll_interval": 1e6}
     device = Device(tmp_path / "device", FolderSource(desk.repository), desk.root.read_bytes(), **settings)
-    with device, ModelHost(device.store) as host:
-        reporter = HealthReporter(host, device.reconciler.report_health)
-        try:
-            model = host.get("pump")
-            desk.publish("2.0.0")
-            x = np.ones((1, 4), np.float32)
-            versions = set()
+    device.clock = FakeClock(time_unix_nano=time.time_ns())
+    device.start(clock=device.clock)
+    with closing(device.reconciler), ModelHost(device.store) as host:
+        model = host.get("pump")
+        desk.publish("2.0.0")
+        device.reconciler.wake()
+        versions = set()
 
-            def rejected():
-                versions.add(model.run({"x": x}).model_version)
-                return device.phase("2.0.0") is P.REJECTED
+        def told():
+            versions.add(model.run({"x": np.ones((1, 4), np.float32)}).model_version)
+            return "calls disagreed (100 %" in device.reason("2.0.0")
 
-            wait_until(rejected, timeout=20.0)
-            assert versions == {"1.0.0"}
-            assert "calls disagreed (100 %" in device.reason("2.0.0")
-        finally:
-            reporter.close()
+        with closing(HealthReporter(host, device.reconciler.report_health)):
+            wait_until(told, timeout=60.0)
+            passed(device, HOUR)
+            wait_until(lambda: device.phase("2.0.0") is P.REJECTED)
+        assert versions == {"1.0.0"}
+        assert "models.shadow_limit is 50 %" in device.reason("2.0.0")

@@ -102,11 +102,10 @@ class Version:
             if calls == 1:
                 self._count_error()
             raise
-        if self.on_trial and calls == 1 and any(map(_nothing_but_nan, values)):
-            self._count_error()
-        else:
-            with self._lock:
-                self._calls += calls
+        failed = self.on_trial and any(map(_nothing_but_nan, values))
+        with self._lock:
+            self._calls += calls
+            self._errors += calls if failed else 0
         result = Result(zip(names, values, strict=True))
         result.model_version = self.version
         watcher = self._watcher
