@@ -19,7 +19,8 @@ from outstation.errors import (
     UntrustedError,
 )
 from outstation.models.bundle import describe_file
-from outstation.models.fetch import Download, Expected, open_source
+from outstation.models.fetch import Download, Expected
+from outstation.models.sources import open_source
 from support import wait_until
 
 MB = 1_000_000
@@ -209,9 +210,9 @@ def test_a_device_follows_a_repository_over_http(server, tmp_path, missing):
     if missing == 403:
         original = source._ask
 
-        def denied(path, offset, timeout):
+        def denied(*asked):
             try:
-                return original(path, offset, timeout)
+                return original(*asked)
             except ModelNotFoundError as exc:
                 raise AccessDeniedError("HTTP 403") from exc
 

@@ -31,7 +31,9 @@ Passphrase = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="File whose first line encrypts the keys.", show_default=False),
 ]
-RepositoryFolder = Annotated[Path, typer.Argument(metavar="REPO", help="The repository's folder.", show_default=False)]
+_WHERE = "A folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX; https:// where it is only read."
+RepositoryPlace = Annotated[str, typer.Argument(metavar="REPO", help=_WHERE, show_default=False)]
+RepositoryOption = Annotated[str, typer.Option("--repository", metavar="REPO", help=_WHERE)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B?|B|)", re.IGNORECASE)
@@ -41,7 +43,7 @@ _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
 @app.command("init")
-def init(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphrase = None) -> None:
+def init(repository: RepositoryPlace, keys: Keys, passphrase_file: Passphrase = None) -> None:
     """Make an empty repository and its keys.
 
     The root has three keys and needs two; targets, snapshot and timestamp have one each. Take root1, root2 and root3
@@ -61,7 +63,7 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
     source: Annotated[
         Path, typer.Argument(metavar="FILE|FOLDER", help="An .onnx file, or a folder with one.", show_default=False)
     ],
-    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    repository: RepositoryOption,
     keys: Keys,
     name: Annotated[str, typer.Option("--name", help="The model's name.")],
     version: Annotated[str, typer.Option("--version", help="MAJOR.MINOR.PATCH.")],
@@ -116,7 +118,7 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
 
 
 @app.command("refresh")
-def refresh(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphrase = None) -> None:
+def refresh(repository: RepositoryPlace, keys: Keys, passphrase_file: Passphrase = None) -> None:
     """Sign the timestamp anew, so that stations go on calling the repository fresh; needs timestamp.pem only.
 
     Example: outstation model refresh ./repository --keys ./keys
@@ -132,7 +134,7 @@ def refresh(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphras
 def yank(  # noqa: PLR0917 - as above
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
     version: Annotated[str, typer.Argument(metavar="VERSION", show_default=False)],
-    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    repository: RepositoryOption,
     keys: Keys,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is signed and shown.")],
     passphrase_file: Passphrase = None,
@@ -148,7 +150,7 @@ def yank(  # noqa: PLR0917 - as above
 
 
 @app.command("list")
-def list_(repository: RepositoryFolder, as_json: AsJson = False) -> None:
+def list_(repository: RepositoryPlace, as_json: AsJson = False) -> None:
     """Show what a repository holds. Example: outstation model list ./repository"""
     from outstation.models.repository import Repository  # noqa: PLC0415
 
@@ -164,7 +166,7 @@ def list_(repository: RepositoryFolder, as_json: AsJson = False) -> None:
 
 
 @app.command("verify")
-def verify(repository: RepositoryFolder, as_json: AsJson = False) -> None:
+def verify(repository: RepositoryPlace, as_json: AsJson = False) -> None:
     """Check every signature, hash, date and manifest of a repository; exit 1 when something is wrong.
 
     Example: outstation model verify ./repository
@@ -175,13 +177,13 @@ def verify(repository: RepositoryFolder, as_json: AsJson = False) -> None:
     problems = list(desk.problems(datetime.datetime.now(datetime.timezone.utc)))
     targets = len(desk.chain.targets.targets)
     if as_json:
-        print(json.dumps({"repository": str(repository), "targets": targets, "problems": problems}, indent=2))
+        print(json.dumps({"repository": str(desk.place), "targets": targets, "problems": problems}, indent=2))
     elif problems:
         for problem in problems:
             print(problem, file=sys.stderr)
-        print(f"error: {len(problems)} of the checks on {repository} failed.", file=sys.stderr)
+        print(f"error: {len(problems)} of the checks on {desk.place} failed.", file=sys.stderr)
     else:
-        print(f"{repository}: {targets} files of {len(desk.versions())} versions are what was signed")
+        print(f"{desk.place}: {targets} files of {len(desk.versions())} versions are what was signed")
     if problems:
         raise typer.Exit(1)
 
@@ -190,7 +192,7 @@ def verify(repository: RepositoryFolder, as_json: AsJson = False) -> None:
 def export(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
     version: Annotated[str, typer.Argument(metavar="VERSION", show_default=False)],
-    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    repository: RepositoryOption,
     to: Annotated[Path, typer.Option("--to", help="A new folder, on a stick perhaps.")],
 ) -> None:
     """Copy one version and all metadata into a folder, for a station without a link.
@@ -223,7 +225,7 @@ model_device.add_to(app)
 app.command("diff")(model_diff.diff)
 
 
-def _deltas(repository: Path, manifest: Manifest) -> Iterator[str]:
+def _deltas(repository: str, manifest: Manifest) -> Iterator[str]:
     from outstation.models.deltas import FROM_VERSION, delta_file  # noqa: PLC0415
     from outstation.models.repository import Repository  # noqa: PLC0415
 

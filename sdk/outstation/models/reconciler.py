@@ -27,7 +27,7 @@ from outstation.errors import (
 from outstation.models.carry import MAX_INCOMING, Incoming
 from outstation.models.checking import Checker
 from outstation.models.device import this_device
-from outstation.models.fetch import FolderSource, Source
+from outstation.models.fetch import UNMETERED, FolderSource, Meter, Source
 from outstation.models.installer import Installer
 from outstation.models.manifest import MANIFEST
 from outstation.models.orders import OrderKind, read_order, waiting_orders
@@ -42,6 +42,7 @@ from outstation.models.rollout import (
     is_sane,
     judge,
 )
+from outstation.models.sources import each_source
 from outstation.models.store import InstalledModel, ModelStore
 from outstation.models.trust import Standing, Trust, TrustedRepository, read_first_root
 from outstation.models.versions import checked_version
@@ -79,6 +80,7 @@ class Reconciler:
         clock: Clock = SystemClock(),
         *,
         gate: Gate | None = None,
+        meter: Meter = UNMETERED,
     ) -> None:
         self._store = store
         self._source = source
@@ -88,6 +90,7 @@ class Reconciler:
         self._settings = settings
         self._clock = clock
         self._gate = gate
+        self._meter = meter
         self._mutex = threading.RLock()  # of the store's moves, which both our thread and reports of health make
         self._wakeup = threading.Event()
         self._closing = threading.Event()
@@ -123,6 +126,8 @@ class Reconciler:
             self._settings.max_bytes,
             SOURCE_TIMEOUT,
             self._incoming.holds,
+            meter=self._meter,
+            reserve_bytes=self._settings.min_free_disk_bytes,
         )
         self._trusted = trusted
         self._thread.start()
@@ -258,7 +263,7 @@ class Reconciler:
         self._seen = set(incoming)
         for folder in incoming:
             self._refresh(FolderSource(folder))
-        reached = self._refresh(self._source)
+        reached = any(self._refresh(source) for source in each_source(self._source))
         settled = True
         for name, model in sorted(self._writer_().state().models.items()):
             wish = model.pinned or model.wish
