@@ -192,7 +192,8 @@ class Installer:
                 packed.unlink(missing_ok=True)
                 continue
             self.writer.adopt(making, file.sha256)
-            packed.unlink(missing_ok=True)
+            for left_over in (packed, part):
+                left_over.unlink(missing_ok=True)
             saved = file.size_bytes - delta.size_bytes
             logger.info("Models: %s came as a delta, which saved %d of %d bytes.", signed.path, saved, file.size_bytes)
             return saved

@@ -21,6 +21,7 @@ from outstation.errors import (
     LinkError,
     ModelNotFoundError,
     ProviderUnavailableError,
+    SettingsError,
 )
 from outstation.provider import ByteStream
 
@@ -92,7 +93,7 @@ class UrlFiles:
                     raise _refusal(exc.code, path) from exc
 
     def _request(self, url: str, path: str, offset: int) -> urllib.request.Request:
-        if urlsplit(url).scheme not in {"http", "https"}:
+        if not url.startswith(("http://", "https://")):
             raise LinkDownError(f"The address that was given for {path} is neither http nor https.")
         # Identity: bytes must be those that were signed.
         request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})  # noqa: S310 - looked at above
@@ -118,10 +119,16 @@ class UrlFiles:
 
 
 class HttpSource(UrlFiles):
-    """Files below *base*, an http or https URL; a query in it (a SAS token) goes with every request. Thread-safe."""
+    """Files below *base*, an http or https URL; a query in it (a SAS token) goes with every request. Thread-safe.
+
+    SettingsError when it is no such URL.
+    """
 
     def __init__(self, base: str) -> None:
-        self._parts = urlsplit(base)
+        try:
+            self._parts = urlsplit(base)
+        except ValueError:
+            raise SettingsError("The address of the repository is none: its host cannot be read.") from None
         super().__init__(self._below)
 
     def __repr__(self) -> str:
@@ -207,7 +214,8 @@ def _mapped(path: str) -> Iterator[None]:
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise AccessDeniedError(f"The server's certificate is not trusted: {reason.verify_message}.") from exc
         raise LinkDownError(f"The server cannot be reached for {path}: {reason}.") from exc
-    except http.client.InvalidURL as exc:
-        raise LinkDownError(f"The address that was given for {path} is none.") from exc  # its text shows the query
+    except (http.client.InvalidURL, ValueError):
+        # Not "from": the text of the cause shows the query.
+        raise LinkDownError(f"The address that was given for {path} is none.") from None
     except (OSError, http.client.HTTPException) as exc:
         raise LinkDownError(f"The connection broke over {path}: {exc or type(exc).__name__}.") from exc
