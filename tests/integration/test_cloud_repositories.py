@@ -6,8 +6,13 @@ import datetime
 import hashlib
 import logging
 import os
+import re
+import shutil
+import subprocess
+import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +48,7 @@ from outstation.testing import FakeClock
 from support import wait_until
 
 MB = 1_000_000
+ROOT = Path(__file__).parents[2]
 
 
 def running(kind, folder):
@@ -264,6 +270,21 @@ def test_publishing_in_parallel_loses_nothing(desk):
         thread.join()
     assert len(Repository(desk.repository).versions()) == 3, told
     assert problems(desk.repository) == []
+
+
+def test_the_example_does_what_its_readme_says(bucket, tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / "examples/models-from-a-bucket"
+    settings = folder / "outstation.toml"
+    settings.write_text(settings.read_text().replace("s3://BUCKET/fleet", bucket.uri))
+    (commands,) = re.findall(r"^```\n(.*?)^```$", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in commands.replace("s3://BUCKET/fleet", bucket.uri).splitlines():
+        done = subprocess.run(
+            command.split(), cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert "says version 1.0.0" in done.stdout
 
 
 # -- devices -------------------------------------------------------------------------------------------------------

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_parts import Device, SimulatedRepository
 from outstation.bandwidth import Allowance, Bandwidth
 from outstation.testing import FakeClock
+from support import wait_until
 
 
 @given(st.floats(1, 1e6), st.lists(st.floats(0.1, 1e6), min_size=1, max_size=50))
@@ -102,3 +105,35 @@ def test_without_any_bound_nothing_is_held_and_pieces_are_large(clock: FakeClock
     bandwidth.spend(1 << 40)
     assert not bandwidth.hold()
     assert bandwidth.wait() == 0
+
+
+class Counting(Bandwidth):
+    """Remembers what models took."""
+
+    taken = 0
+
+    def spend_on_model(self, size_bytes: int) -> None:
+        self.taken += size_bytes
+        super().spend_on_model(size_bytes)
+
+
+def test_a_model_is_fetched_no_faster_than_the_station_may(tmp_path: Path, clock: FakeClock) -> None:
+    """On a clock that stands still the first second's worth comes, and no more."""
+    far = SimulatedRepository()
+    far.add("1.0.0", bytes(100_000))
+    far.publish()
+    bandwidth = Counting(8 * 20_000, None, clock)
+    device = Device(tmp_path / "device", far, far.first_root)
+    device.start(meter=bandwidth)
+    try:
+        wait_until(lambda: bandwidth.taken > 20_000)
+        assert bandwidth.taken <= 20_000 * (1 + Bandwidth.PIECE)
+        clock.advance(1)
+        wait_until(lambda: bandwidth.taken > 30_000)
+        assert bandwidth.taken <= 20_000 * (2 + Bandwidth.PIECE)
+        for _ in range(5):
+            clock.advance(1)
+            wait_until(lambda: bandwidth.hold() or device.active())
+        wait_until(lambda: device.active() == "1.0.0")
+    finally:
+        device.stop()
