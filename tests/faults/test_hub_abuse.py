@@ -18,7 +18,7 @@ from outstation.provider import Message
 from outstation.testing.contract import Ear, message
 from outstation.wire import BlockHeader, Columns, convert, encode
 from outstation.wire.client import Client
-from outstation.wire.messages import Hello
+from outstation.wire.messages import Hello, Messages
 from outstation.wire.method import Codec, Method
 from outstation_hub import Hub, duels
 from support import wait_until
@@ -164,8 +164,10 @@ def garbage(kind: int):
             yield convert.PUSH.request.encode(
                 Message("events", header.epoch, n * 1000, n * 1000 + 99, lie.pack() + good.block[76:])
             )
-        else:
+        elif kind == 4:
             yield convert.PUSH.request.encode(Message("events", 7, 1, 100, bytes(8 << 20)))
+        else:  # as many blocks in one message as fit
+            yield convert.PUSH.request.encode(Messages((Message("s", 7, 1, 1, b""),) * 100_000))
 
 
 def test_garbage_of_every_kind_leaves_the_hub_small_and_serving(tmp_path):
@@ -181,7 +183,7 @@ def test_garbage_of_every_kind_leaves_the_hub_small_and_serving(tmp_path):
                         for _ in client.stream(RAW_PUSH, garbage(kind), 5):
                             pass
 
-        threads = [threading.Thread(target=attack, args=(kind,)) for kind in range(5)]
+        threads = [threading.Thread(target=attack, args=(kind,)) for kind in range(6)]
         for thread in threads:
             thread.start()
         sent_by(hub.address, tmp_path, [message(4, 3)])

@@ -14,6 +14,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from outstation.bandwidth import Bandwidth
 from outstation.buffer import Buffer, Stream
@@ -83,7 +84,7 @@ class UplinkThread:
 
     @property
     def link(self) -> Link:
-        return self._link.link
+        return replace(self._link.link, metered=self._budget.metered)
 
     @property
     def metered(self) -> bool:
