@@ -98,6 +98,15 @@ def test_one_that_was_not_reached_is_asked_last_for_a_while(clock):
     assert read(sources) == b"first"
 
 
+def test_one_that_refuses_a_file_is_not_asked_last_for_others(clock):
+    """A bucket that may not be listed refuses what is not there."""
+    first, second = Site("first", AccessDeniedError("403"), f=b"first"), Site("second", f=b"second")
+    sources = SourcesInOrder([first, second], clock)
+    assert read(sources) == b"second"
+    first.error = None
+    assert read(sources) == b"first"
+
+
 def test_one_that_breaks_off_while_it_is_read_is_asked_last_for_a_while(clock):
     first, second = Site("first", breaks=0, f=b"first"), Site("second", f=b"second")
     sources = SourcesInOrder([first, second], clock)

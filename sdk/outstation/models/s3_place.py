@@ -70,7 +70,9 @@ class S3Place:
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._files = UrlFiles(self._url)
         self._mutex = threading.Lock()
-        self._client, self._credentials = self._connected()
+        with self._mapped("the bucket"):
+            session = boto3.Session()
+            self._client, self._credentials = _client_of(session), _credentials_of(session)
 
     def __str__(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
@@ -132,17 +134,12 @@ class S3Place:
     def _renewed(self) -> bool:
         """Whether there are other credentials now: somebody writes them into a file, and boto3 read it long ago."""
         with self._mutex:
-            client, credentials = self._connected()
-            if credentials == self._credentials:
-                return False
-            self._client, self._credentials = client, credentials
-            return True
-
-    def _connected(self) -> tuple[Any, Any]:
-        with self._mapped("the bucket"):
             session = boto3.Session()
-            found = session.get_credentials()
-            return session.client("s3", config=_CONFIG), found and found.get_frozen_credentials()
+            found = _credentials_of(session)
+            if found == self._credentials:
+                return False
+            self._client, self._credentials = _client_of(session), found
+            return True
 
     @contextmanager
     def _mapped(self, path: str) -> Iterator[None]:
@@ -170,6 +167,16 @@ class S3Place:
         if status in _DENIED:
             return AccessDeniedError(f"{self} refuses {path} ({code}).", hint=_HINT)
         return ProviderUnavailableError(f"{self} cannot take or give {path} now (HTTP {status}, {code}).")
+
+
+def _client_of(session: Any) -> Any:
+    return session.client("s3", config=_CONFIG)
+
+
+def _credentials_of(session: Any) -> Any:
+    """What the chain finds now: key, secret and token; None when there is nothing."""
+    found = session.get_credentials()
+    return found and found.get_frozen_credentials()
 
 
 def _status(exc: ClientError) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from outstation.clock import Clock
-from outstation.errors import FileChangedError, LinkError, OutstationError, SettingsError
+from outstation.errors import AccessDeniedError, FileChangedError, LinkError, OutstationError, SettingsError
 from outstation.models.fetch import FolderSource, Source
 from outstation.provider import Artifacts, ByteStream
 from outstation.settings import ModelsSettings
@@ -101,8 +101,8 @@ class _Part:
     def _watched(self) -> Iterator[None]:
         try:
             yield
-        except FileChangedError:
-            raise
+        except (FileChangedError, AccessDeniedError):
+            raise  # it was reached; and a bucket that may not be listed refuses every root that is not there yet
         except LinkError:
             self._rests_until = self._clock.monotonic() + REST
             raise
