@@ -25,7 +25,7 @@ if not os.environ.get("CI"):
 
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
-from cloud_parts import ACCOUNT, ACCOUNT_KEY, S3, Azurite, CuttingLink, connection, lacks
+from cloud_parts import ACCOUNT, ACCOUNT_KEY, S3, Azurite, CuttingLink, connection, free_port, lacks
 from model_parts import UTC, Desk, Device, run
 from outstation.errors import (
     AccessDeniedError,
@@ -272,21 +272,6 @@ def test_publishing_in_parallel_loses_nothing(desk):
     assert problems(desk.repository) == []
 
 
-def test_the_example_does_what_its_readme_says(bucket, tmp_path):
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    folder = tmp_path / "examples/models-from-a-bucket"
-    settings = folder / "outstation.toml"
-    settings.write_text(settings.read_text().replace("s3://BUCKET/fleet", bucket.uri))
-    (commands,) = re.findall(r"^```\n(.*?)^```$", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in commands.replace("s3://BUCKET/fleet", bucket.uri).splitlines():
-        done = subprocess.run(
-            command.split(), cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    assert "says version 1.0.0" in done.stdout
-
-
 # -- devices -------------------------------------------------------------------------------------------------------
 
 
@@ -465,3 +450,26 @@ class TestS3:
         for call in (lambda: place.read("f"), lambda: place.open("f", 0, 5.0).__enter__()):
             with pytest.raises(AccessDeniedError, match="no AWS credentials"):
                 call()
+
+    def test_a_station_starts_while_nobody_gives_it_credentials(self, bucket, link, monkeypatch):
+        """As in a container whose link is down: the credentials come over it, too."""
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{free_port()}/credentials")
+        source = open_source(bucket.uri, None)
+        with pytest.raises(LinkError), source.open("f", 0, 5.0):
+            pass
+
+    def test_the_example_does_what_its_readme_says(self, bucket, tmp_path):
+        shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+        folder = tmp_path / "examples/models-from-a-bucket"
+        settings = folder / "outstation.toml"
+        settings.write_text(settings.read_text().replace("s3://BUCKET/fleet", bucket.uri))
+        (commands,) = re.findall(r"^```\n(.*?)^```$", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+        environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        for command in commands.replace("s3://BUCKET/fleet", bucket.uri).splitlines():
+            done = subprocess.run(
+                command.split(), cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        assert "says version 1.0.0" in done.stdout

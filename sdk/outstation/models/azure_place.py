@@ -1,17 +1,15 @@
 """A repository in a blob container: ``az://CONTAINER/PREFIX``. The one file that needs ``azure-storage-blob``
 (the extra ``azure``).
 
-Files are read through URLs with a shared access signature, so that one code resumes downloads from anywhere. The
-account, its key or its signature come as a connection string from the environment or from a file.
+The account, its key or its shared access signature come as a connection string from the environment or from a file.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,9 +27,8 @@ from outstation.errors import (
     SettingsError,
     mapped_os_errors,
 )
+from outstation.models.cloud_place import CloudPlace
 from outstation.models.place import MAX_METADATA_BYTES, Content
-from outstation.provider import ByteStream
-from outstation.wire.urls import UrlFiles
 
 try:
     from azure.core import MatchConditions
@@ -66,41 +63,20 @@ _DENIED = {400, 401, 403}
 _HINT = "Check the connection string, what its key or signature may do, and this machine's clock."
 
 
-class AzurePlace:
+class AzurePlace(CloudPlace):
     """A place (see :class:`outstation.models.place.Place`), and the source of a device. Thread-safe."""
 
     def __init__(self, uri: str, connection_file: str = "", clock: Clock = SystemClock()) -> None:
-        """*uri* is ``az://CONTAINER`` or ``az://CONTAINER/PREFIX``. Asks nobody.
+        """As :class:`CloudPlace`.
 
         The connection string is what *connection_file* holds, else ``$AZURE_STORAGE_CONNECTION_STRING``; a file is
         read again when the service refuses, so that a signature may be renewed there. SettingsError when it is none.
         """
-        self._container, _, prefix = uri.removeprefix("az://").partition("/")
-        if not self._container or "?" in uri:
-            raise SettingsError(f"az://{self._container} is no az://CONTAINER/PREFIX.")
-        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        super().__init__(uri)
         self._connection_file = connection_file
         self._clock = clock
-        self._files = UrlFiles(self._url)
-        self._mutex = threading.Lock()
         self._connection = self._read_connection()
         self._client = self._connected(self._connection)
-
-    def __str__(self) -> str:
-        return f"az://{self._container}/{self._prefix}".rstrip("/")
-
-    def __repr__(self) -> str:
-        return f"<AzurePlace {self}>"
-
-    def open(self, path: str, offset: int, timeout: float) -> AbstractContextManager[ByteStream]:
-        """As :meth:`outstation.models.fetch.Source.open`."""
-        return self._files.open(path, offset, timeout)
-
-    def publishing(self) -> AbstractContextManager[None]:
-        return nullcontext()  # nobody is seen before the exchange
-
-    def local(self, path: str) -> Path | None:
-        return None
 
     def read(self, path: str) -> Content:
         with self._mapped(path):
@@ -140,12 +116,9 @@ class AzurePlace:
                 raise
         return True
 
-    def _url(self, path: str, again: bool) -> str:
-        """A URL of *path* with a signature; *again*: from a connection string read anew, "" if it is the same."""
-        if again and not self._renewed():
-            return ""
+    def _signed_url(self, path: str) -> str:
         base, _, signature = self._client.url.partition("?")
-        return f"{base}/{quote(self._prefix + path)}?{signature or self._signature()}"
+        return f"{base}/{quote(path)}?{signature or self._signature()}"
 
     def _signature(self) -> str:
         """A signature that lets read, made with the account's key."""
@@ -153,7 +126,7 @@ class AzurePlace:
         account = self._client.credential
         return generate_container_sas(
             account.account_name,
-            self._container,
+            self._name,
             account_key=account.account_key,
             permission=ContainerSasPermissions(read=True),
             expiry=now + URL_LIFETIME,
@@ -184,7 +157,7 @@ class AzurePlace:
 
     def _connected(self, connection: str) -> Any:
         try:
-            client = ContainerClient.from_connection_string(connection, self._container, **_PATIENCE)
+            client = ContainerClient.from_connection_string(connection, self._name, **_PATIENCE)
         except ValueError:
             # Not "from": the text of the cause may show a part of the secret.
             raise SettingsError(f"The connection string for {self} is not one.", hint=_HINT) from None
@@ -208,9 +181,7 @@ class AzurePlace:
     def _refusal(self, exc: HttpResponseError, path: str) -> OutstationError:
         status, code = exc.status_code or 0, str(getattr(exc, "error_code", "") or "")
         if code == "ContainerNotFound":
-            return SettingsError(
-                f"There is no container {self._container}.", hint="Make it first, or correct the address."
-            )
+            return SettingsError(f"There is no container {self._name}.", hint="Make it first, or correct the address.")
         if isinstance(exc, ResourceNotFoundError):
             return ModelNotFoundError(f"{self} has no {path}.")
         if status in _DENIED:

@@ -1,14 +1,12 @@
 """A repository in a bucket: ``s3://BUCKET/PREFIX``. The one file that needs ``boto3`` (the extra ``aws``).
 
-Files are read through URLs that are signed anew for each request, so that one code resumes downloads from anywhere.
 Who is asked, and with which credentials, is boto3's ordinary chain: environment, files, the role of the device.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,8 @@ from outstation.errors import (
     SettingsError,
     mapped_os_errors,
 )
+from outstation.models.cloud_place import CloudPlace
 from outstation.models.place import Content, read_small
-from outstation.provider import ByteStream
-from outstation.wire.urls import UrlFiles
 
 try:
     import boto3
@@ -59,36 +56,13 @@ _DENIED = {400, 401, 403}
 _HINT = "Check the credentials, the bucket's policy, AWS_REGION and this machine's clock."
 
 
-class S3Place:
+class S3Place(CloudPlace):
     """A place (see :class:`outstation.models.place.Place`), and the source of a device. Thread-safe."""
 
     def __init__(self, uri: str) -> None:
-        """*uri* is ``s3://BUCKET`` or ``s3://BUCKET/PREFIX``; SettingsError if it is not. Asks nobody."""
-        self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        if not self._bucket or "?" in uri:
-            raise SettingsError(f"s3://{self._bucket} is no s3://BUCKET/PREFIX.")
-        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
-        self._files = UrlFiles(self._url)
-        self._mutex = threading.Lock()
-        with self._mapped("the bucket"):
-            session = boto3.Session()
-            self._client, self._credentials = _client_of(session), _credentials_of(session)
-
-    def __str__(self) -> str:
-        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
-
-    def __repr__(self) -> str:
-        return f"<S3Place {self}>"
-
-    def open(self, path: str, offset: int, timeout: float) -> AbstractContextManager[ByteStream]:
-        """As :meth:`outstation.models.fetch.Source.open`."""
-        return self._files.open(path, offset, timeout)
-
-    def publishing(self) -> AbstractContextManager[None]:
-        return nullcontext()  # nobody is seen before the exchange
-
-    def local(self, path: str) -> Path | None:
-        return None
+        super().__init__(uri)
+        # Made when it is first needed: who gives the credentials may be as far away as the bucket.
+        self._connection: tuple[Any, Any] | None = None
 
     def read(self, path: str) -> Content:
         with self._mapped(path):
@@ -121,25 +95,31 @@ class S3Place:
         return True
 
     def _at(self, path: str) -> dict[str, str]:
-        return {"Bucket": self._bucket, "Key": self._prefix + path}
+        return {"Bucket": self._name, "Key": self._prefix + path}
 
-    def _url(self, path: str, again: bool) -> str:
-        """A signed URL of *path*; *again*: with credentials that were looked up anew, "" if they are the same."""
+    def _signed_url(self, path: str) -> str:
         with self._mapped(path):
-            if again and not self._renewed():
-                return ""
-            url: str = self._client.generate_presigned_url("get_object", self._at(path), ExpiresIn=URL_LIFETIME)
+            at = {"Bucket": self._name, "Key": path}
+            url: str = self._client.generate_presigned_url("get_object", at, ExpiresIn=URL_LIFETIME)
             return url
 
     def _renewed(self) -> bool:
-        """Whether there are other credentials now: somebody writes them into a file, and boto3 read it long ago."""
-        with self._mutex:
+        # Somebody writes them into a file, and boto3 read it long ago.
+        with self._mutex, self._mapped("the bucket"):
             session = boto3.Session()
             found = _credentials_of(session)
-            if found == self._credentials:
+            if self._connection is not None and found == self._connection[1]:
                 return False
-            self._client, self._credentials = _client_of(session), found
+            self._connection = session.client("s3", config=_CONFIG), found
             return True
+
+    @property
+    def _client(self) -> Any:
+        with self._mutex, self._mapped("the bucket"):
+            if self._connection is None:
+                session = boto3.Session()
+                self._connection = session.client("s3", config=_CONFIG), _credentials_of(session)
+            return self._connection[0]
 
     @contextmanager
     def _mapped(self, path: str) -> Iterator[None]:
@@ -161,16 +141,12 @@ class S3Place:
     def _refusal(self, exc: ClientError, path: str) -> OutstationError:
         status, code = _status(exc), exc.response["Error"].get("Code", "")
         if code == "NoSuchBucket":
-            return SettingsError(f"There is no bucket {self._bucket}.", hint="Make it first, or correct the address.")
+            return SettingsError(f"There is no bucket {self._name}.", hint="Make it first, or correct the address.")
         if status in _MISSING:
             return ModelNotFoundError(f"{self} has no {path}.")
         if status in _DENIED:
             return AccessDeniedError(f"{self} refuses {path} ({code}).", hint=_HINT)
         return ProviderUnavailableError(f"{self} cannot take or give {path} now (HTTP {status}, {code}).")
-
-
-def _client_of(session: Any) -> Any:
-    return session.client("s3", config=_CONFIG)
 
 
 def _credentials_of(session: Any) -> Any:
