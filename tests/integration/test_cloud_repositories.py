@@ -25,7 +25,8 @@ if not os.environ.get("CI"):
 
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
-from cloud_parts import ACCOUNT, ACCOUNT_KEY, S3, Azurite, CuttingLink, connection, free_port, lacks
+from cloud_parts import ACCOUNT, ACCOUNT_KEY, S3, Azurite, connection, free_port, lacks
+from cutting_link import CuttingLink
 from model_parts import UTC, Desk, Device, run
 from outstation.errors import (
     AccessDeniedError,
@@ -451,7 +452,7 @@ class TestS3:
             with pytest.raises(AccessDeniedError, match="no AWS credentials"):
                 call()
 
-    def test_a_station_starts_while_nobody_gives_it_credentials(self, bucket, link, monkeypatch):
+    def test_a_station_starts_while_nobody_gives_it_credentials(self, bucket, monkeypatch):
         """As in a container whose link is down: the credentials come over it, too."""
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
