@@ -260,7 +260,8 @@ class Device:
         self.root.write_bytes(root)
         self.store = ModelStore(folder / "models")
         self.checker = ToldChecker()
-        chosen = {"poll_interval": 0.05, "retry_interval": 0.05, "probation": 0.0, "names": ("pump",), **settings}
+        chosen = {"poll_interval": 0.05, "retry_interval": 0.05, "probation": 0.0, "names": ("pump",)}
+        chosen |= {"min_free_disk_bytes": 0, **settings}
         self.settings = ModelsSettings(repository="given", root=str(self.root), **chosen)
         self.source = source
         self.reconciler: Reconciler | None = None

@@ -17,7 +17,7 @@ from delta_parts import forged, sha256, varints
 from model_parts import Desk, Device, SimulatedRepository, flip
 from models_process import DONE, live
 from outstation import zstd
-from outstation.errors import AccessDeniedError, LinkDownError
+from outstation.errors import AccessDeniedError, LinkDownError, ProviderUnavailableError
 from outstation.models import installer as installing
 from outstation.models.bundle import Draft, describe_file
 from outstation.models.carry import export_version, hand_in
@@ -46,6 +46,8 @@ class Far(SimulatedRepository):
         self.sent: dict[str, int] = {}
         self.cut = 0
         self.denied: set[str] = set()
+        self.unavailable: set[str] = set()
+        self.tries = 0  # of what is unavailable
         self.add("1.0.0", OLD)
         self.publish()
         (folder / "old").write_bytes(OLD)
@@ -71,6 +73,9 @@ class Far(SimulatedRepository):
     def open(self, path, offset, timeout):
         if path in self.denied:
             raise AccessDeniedError("403")
+        if path in self.unavailable:
+            self.tries += 1
+            raise ProviderUnavailableError("503")
         with super().open(path, offset, timeout) as stream:
             yield _Counted(self, path, stream, self.cut if "~deltas" in path else 0)
 
@@ -200,6 +205,28 @@ def test_a_delta_that_cannot_be_had_is_no_obstacle(far, device, how):
     else:
         far.offer()
     arrives(device, far, whole=True)
+
+
+def test_a_delta_whose_address_answers_503_for_ever_makes_way_for_the_whole_file(far, device, caplog):
+    far.unavailable.add(far.offer())
+    arrives(device, far, whole=True)
+    assert far.tries == installing.MAX_UNAVAILABLE
+    assert "did not come in 5 tries" in caplog.text
+
+
+def test_a_server_that_answers_503_for_everything_costs_no_delta(far, device):
+    place = far.offer()
+    far.unavailable |= {place, far.place("pump/2.0.0/model.onnx")}
+    wait_until(lambda: far.tries > 4 * installing.MAX_UNAVAILABLE)
+    far.unavailable.remove(far.place("pump/2.0.0/model.onnx"))
+    far.unavailable.remove(place)
+    arrives(device, far, whole=False)
+
+
+def test_a_delta_that_comes_in_small_pieces_is_not_given_up(far, device):
+    far.cut = len(far.delta) // (4 * installing.MAX_UNAVAILABLE)
+    far.offer()
+    arrives(device, far, whole=False)
 
 
 def test_a_delta_that_is_listed_but_not_signed_is_not_asked_for(far, device):

@@ -482,7 +482,7 @@ def test_a_full_disk_leaves_the_old_version_and_goes_on_when_there_is_room(far, 
     wait_until(lambda: device.active() == "1.0.0")
     Usage.free = 3
     offer(far, "2.0.0")
-    wait_until(lambda: "bytes more than the disk" in device.reason("2.0.0"))
+    wait_until(lambda: "bytes more; the disk of the store has 3" in device.reason("2.0.0"))
     assert device.phase("2.0.0") is P.DOWNLOADING
     assert device.active() == "1.0.0"
     Usage.free = 1 << 40

@@ -20,6 +20,7 @@ from outstation.models import rotation as rotating
 from outstation.models.chain import verify_roots
 from outstation.models.fetch import FolderSource
 from outstation.models.keyring import NAMES, External, Keyring
+from outstation.models.place import open_place
 from outstation.models.publish import init_repository, publish, refresh
 from outstation.models.repository import Repository, read_metadata
 from outstation.models.rotation import rotate_key
@@ -58,7 +59,7 @@ def rotate(desk, name, **options):
 
 
 def root(desk):
-    return verify_roots(read_metadata(desk.repository).roots)
+    return verify_roots(read_metadata(open_place(desk.repository))[0].roots)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,7 +121,8 @@ def test_a_stolen_key_is_worth_nothing_after_its_rotation(desk, tmp_path, role):
 
 def _forge(desk, role, evil):
     """Publish with the keys of the desk, but the old one of *role*."""
-    metadata = read_metadata(desk.repository)
+    place = open_place(desk.repository)
+    metadata, mark = read_metadata(place)
     chain = rotating.verify_chain(metadata)
     signers = {name: (Keyring(desk.keys).signer(name, publishing.trusted_keys(chain.root, name)),) for name in ONLINE}
     old = verify_roots(metadata.roots[:1])
@@ -128,11 +130,12 @@ def _forge(desk, role, evil):
     chain.targets.version += 1
     chain.targets.targets["pump/6.6.6/manifest.json"] = chain.targets.targets["pump/1.0.0/manifest.json"]
     publishing.write_state(
-        desk.repository,
+        place,
         signers,
         chain.targets,
         snapshot_version=chain.snapshot.version + 1,
         timestamp_version=chain.timestamp.version + 1,
+        mark=mark,
         now=publishing.now_of(publishing.SystemClock()),
     )
 

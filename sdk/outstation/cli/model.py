@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outstation.cli import model_device, model_diff, model_keys, model_like
-from outstation.cli.model_keys import Keys, Passphrase, PublicKeys, Signers, passphrase, signers
+from outstation.cli.model_keys import (
+    WHERE,
+    Keys,
+    Passphrase,
+    PublicKeys,
+    RepositoryPlace,
+    Signers,
+    passphrase,
+    signers,
+)
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.cli.tables import draw
 from outstation.errors import InvalidInputError
@@ -27,7 +36,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-RepositoryFolder = Annotated[Path, typer.Argument(metavar="REPO", help="The repository's folder.", show_default=False)]
+RepositoryOption = Annotated[str, typer.Option("--repository", metavar="REPO", help=WHERE)]
+
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B?|B|)", re.IGNORECASE)
@@ -38,7 +48,7 @@ _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 @app.command("init")
 def init(
-    repository: RepositoryFolder,
+    repository: RepositoryPlace,
     keys: Keys,
     signer: Signers = None,
     public_key: PublicKeys = None,
@@ -64,7 +74,7 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
     source: Annotated[
         Path, typer.Argument(metavar="FILE|FOLDER", help="An .onnx file, or a folder with one.", show_default=False)
     ],
-    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    repository: RepositoryOption,
     keys: Keys,
     name: Annotated[str, typer.Option("--name", help="The model's name.")],
     version: Annotated[str, typer.Option("--version", help="MAJOR.MINOR.PATCH.")],
@@ -129,7 +139,7 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
 
 @app.command("refresh")
 def refresh(
-    repository: RepositoryFolder, keys: Keys, signer: Signers = None, passphrase_file: Passphrase = None
+    repository: RepositoryPlace, keys: Keys, signer: Signers = None, passphrase_file: Passphrase = None
 ) -> None:
     """Sign the timestamp anew, so that stations go on calling the repository fresh; needs timestamp.pem only.
 
@@ -146,7 +156,7 @@ def refresh(
 def yank(  # noqa: PLR0917 - as above
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
     version: Annotated[str, typer.Argument(metavar="VERSION", show_default=False)],
-    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    repository: RepositoryOption,
     keys: Keys,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is signed and shown.")],
     signer: Signers = None,
@@ -164,7 +174,7 @@ def yank(  # noqa: PLR0917 - as above
 
 
 @app.command("list")
-def list_(repository: RepositoryFolder, as_json: AsJson = False) -> None:
+def list_(repository: RepositoryPlace, as_json: AsJson = False) -> None:
     """Show what a repository holds. Example: outstation model list ./repository"""
     from outstation.models.repository import Repository  # noqa: PLC0415
 
@@ -180,7 +190,7 @@ def list_(repository: RepositoryFolder, as_json: AsJson = False) -> None:
 
 
 @app.command("verify")
-def verify(repository: RepositoryFolder, as_json: AsJson = False) -> None:
+def verify(repository: RepositoryPlace, as_json: AsJson = False) -> None:
     """Check every signature, hash, date and manifest of a repository; exit 1 when something is wrong.
 
     Example: outstation model verify ./repository
@@ -191,13 +201,13 @@ def verify(repository: RepositoryFolder, as_json: AsJson = False) -> None:
     problems = list(desk.problems(datetime.datetime.now(datetime.timezone.utc)))
     targets = len(desk.chain.targets.targets)
     if as_json:
-        print(json.dumps({"repository": str(repository), "targets": targets, "problems": problems}, indent=2))
+        print(json.dumps({"repository": str(desk.place), "targets": targets, "problems": problems}, indent=2))
     elif problems:
         for problem in problems:
             print(problem, file=sys.stderr)
-        print(f"error: {len(problems)} of the checks on {repository} failed.", file=sys.stderr)
+        print(f"error: {len(problems)} of the checks on {desk.place} failed.", file=sys.stderr)
     else:
-        print(f"{repository}: {targets} files of {len(desk.versions())} versions are what was signed")
+        print(f"{desk.place}: {targets} files of {len(desk.versions())} versions are what was signed")
     if problems:
         raise typer.Exit(1)
 
@@ -206,7 +216,7 @@ def verify(repository: RepositoryFolder, as_json: AsJson = False) -> None:
 def export(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
     version: Annotated[str, typer.Argument(metavar="VERSION", show_default=False)],
-    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    repository: RepositoryOption,
     to: Annotated[Path, typer.Option("--to", help="A new folder, on a stick perhaps.")],
 ) -> None:
     """Copy one version and all metadata into a folder, for a station without a link.
@@ -240,7 +250,7 @@ app.command("diff")(model_diff.diff)
 app.command("rotate-key")(model_keys.rotate_key)
 
 
-def _deltas(repository: Path, manifest: Manifest) -> Iterator[str]:
+def _deltas(repository: str, manifest: Manifest) -> Iterator[str]:
     from outstation.models.deltas import FROM_VERSION, delta_file  # noqa: PLC0415
     from outstation.models.repository import Repository  # noqa: PLC0415
 

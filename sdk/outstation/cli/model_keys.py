@@ -17,6 +17,8 @@ Passphrase = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="File whose first line encrypts the keys.", show_default=False),
 ]
+WHERE = "A folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX; https:// where it is only read."
+RepositoryPlace = Annotated[str, typer.Argument(metavar="REPO", help=WHERE, show_default=False)]
 Signers = Annotated[
     list[str] | None,
     typer.Option(
@@ -39,7 +41,7 @@ def rotate_key(  # noqa: PLR0917 - typer reads a command's options from its para
         str,
         typer.Argument(metavar="KEY", help="root1, root2, root3, targets, snapshot or timestamp.", show_default=False),
     ],
-    repository: Annotated[Path, typer.Argument(metavar="REPO", help="The repository's folder.", show_default=False)],
+    repository: RepositoryPlace,
     keys: Keys,
     root_keys: Annotated[
         Path | None,

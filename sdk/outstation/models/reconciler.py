@@ -18,11 +18,12 @@ from outstation.models.carry import MAX_INCOMING, Incoming
 from outstation.models.checking import Checker
 from outstation.models.delivery import Delivery, Gate, Interrupted
 from outstation.models.device import this_device
-from outstation.models.fetch import FolderSource, Source
+from outstation.models.fetch import UNMETERED, FolderSource, Meter, Source
 from outstation.models.installer import Installer
 from outstation.models.moves import Moves
 from outstation.models.orders import OrderKind, read_order, waiting_orders
 from outstation.models.rollout import TURNED_DOWN, Comparison, Event, is_sane
+from outstation.models.sources import each_source
 from outstation.models.store import ModelStore
 from outstation.models.trials import Trials
 from outstation.models.trust import Standing, Trust, TrustedRepository, read_first_root
@@ -55,6 +56,7 @@ class Reconciler:
         clock: Clock = SystemClock(),
         *,
         gate: Gate | None = None,
+        meter: Meter = UNMETERED,
     ) -> None:
         self._store = store
         self._source = source
@@ -64,6 +66,8 @@ class Reconciler:
         self._settings = settings
         self._clock = clock
         self._gate = gate
+        self._meter = meter
+
         self._wakeup = threading.Event()
         self._closing = threading.Event()
         self._desired: Desired | None = None  # replaced as a whole; what is taken over is taken under the lock
@@ -103,6 +107,8 @@ class Reconciler:
             SOURCE_TIMEOUT,
             self._incoming.holds,
             self._incoming.folders,
+            meter=self._meter,
+            reserve_bytes=self._settings.min_free_disk_bytes,
         )
         self._delivery = Delivery(
             self._moves,
@@ -215,7 +221,7 @@ class Reconciler:
         self._seen = set(incoming)
         for folder in incoming:
             self._refresh(FolderSource(folder))
-        reached = self._refresh(self._source)
+        reached = any(self._refresh(source) for source in each_source(self._source))
         settled = True
         for name, model in sorted(self._moves.models().items()):
             wish = model.pinned or model.wish

@@ -16,15 +16,14 @@ import msgspec
 from securesystemslib.signer import Key, Signer
 
 from outstation.clock import Clock, SystemClock
-from outstation.durable import write_atomically
-from outstation.errors import ConfigurationError, UntrustedError
+from outstation.errors import ConfigurationError, RepositoryError, UntrustedError
 from outstation.models.chain import Chain, TrustedMetadata, verify_chain, verify_roots
 from outstation.models.keyring import External, Keyring, checked_key_name
 from outstation.models.keys import ONLINE_ROLES, ROOT_KEYS
+from outstation.models.place import Place, open_place
 from outstation.models.publish import (
     expiry,
     now_of,
-    only_publisher,
     signed_bytes,
     trusted_keys,
     write_state,
@@ -49,7 +48,7 @@ class Rotation:
 
 def rotate_key(
     name: str,
-    repository: Path,
+    repository: Path | str | Place,
     *,
     keys: Path,
     root_keys: Path | None = None,
@@ -65,23 +64,24 @@ def rotate_key(
     UntrustedError when what lies in the repository is not what was signed.
     """
     checked_key_name(name)
-    with only_publisher(repository):
-        task = _Task(name, repository, Keyring(keys, passphrase), Keyring(root_keys or keys, passphrase), clock)
+    place = open_place(repository)
+    with place.publishing():
+        task = _Task(name, place, Keyring(keys, passphrase), Keyring(root_keys or keys, passphrase), clock)
         return task.run(signer)
 
 
 class _Task:
     """One rotation."""
 
-    def __init__(self, name: str, repository: Path, online: Keyring, offline: Keyring, clock: Clock) -> None:
+    def __init__(self, name: str, place: Place, online: Keyring, offline: Keyring, clock: Clock) -> None:
         self._name = name
         self._role = "root" if name in ROOT_KEYS else name
-        self._repository = repository
+        self._place = place
         self._online = online
         self._offline = offline
         self._ring = offline if self._role == "root" else online
         self._clock = clock
-        self._metadata = read_metadata(repository)
+        self._metadata, self._mark = read_metadata(place)
         self._root = verify_roots(self._metadata.roots)
         self._chain, self._untrusted = _trusted_state(self._metadata)
 
@@ -114,7 +114,11 @@ class _Task:
         old = self._ring.available((self._name,), before)
         if self._role != "root" and old:
             self._sign_online((*old.values(), following))
-        write_atomically(self._repository / "metadata" / f"{root.version}.root.json", data)
+        if not self._place.create(f"metadata/{root.version}.root.json", data):
+            raise RepositoryError(
+                f"Somebody else has written root {root.version} of {self._place} meanwhile.",
+                hint="Do it again: it then starts from what is there now.",
+            )
         if self._role != "root" and not old:
             self._sign_online((following,))
         return Rotation(self._name, old_keyid, following.public_key.keyid, root.version, tuple(signers))
@@ -151,19 +155,20 @@ class _Task:
         if self._role == "timestamp":
             now = now_of(self._clock)
             timestamp = chain.timestamp
-            write_timestamp(
-                self._repository, {"timestamp": signers}, timestamp.version + 1, timestamp.snapshot_meta, now
-            )
+            signing = {"timestamp": signers}
+            version, meta = timestamp.version + 1, timestamp.snapshot_meta
+            write_timestamp(self._place, signing, version, meta, mark=self._mark, now=now)
             return
         others = [role for role in ONLINE_ROLES if role != self._role]
-        signing = {role: (self._online.signer(role, trusted_keys(self._root, role)),) for role in others}
+        known = {role: (self._online.signer(role, trusted_keys(self._root, role)),) for role in others}
         chain.targets.version += 1
         write_state(
-            self._repository,
-            {**signing, self._role: signers},
+            self._place,
+            {**known, self._role: signers},
             chain.targets,
             snapshot_version=chain.snapshot.version + 1,
             timestamp_version=chain.timestamp.version + 1,
+            mark=self._mark,
             now=now_of(self._clock),
         )
 

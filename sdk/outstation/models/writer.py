@@ -16,7 +16,7 @@ import msgspec
 
 from outstation._version import __version__
 from outstation.durable import FILES, TEMPORARY_SUFFIX, make_directories, move_atomically, write_atomically
-from outstation.errors import BufferLockedError, ManifestError, mapped_os_errors
+from outstation.errors import BufferLockedError, DiskFullError, ManifestError, mapped_os_errors
 from outstation.models.manifest import MANIFEST, Manifest, parse_manifest
 from outstation.models.rollout import Event, ModelState, moved
 from outstation.models.store import STATE, InstalledModel, ModelStore, StoreState, decoded_state, file_sha256
@@ -79,14 +79,18 @@ class StoreWriter(ModelStore):
             return self._put(name, _pruned(model))
 
     def note(self, name: str, version: str, reason: str) -> bool:
-        """Say why a version waits, without moving it; whether that is news."""
+        """Say why a version waits, without moving it; whether that is news. A full disk does not silence it."""
         with self._mutex:
             model = self.model(name)
             old = model.versions.get(version)
             if old is None or old.reason == reason:
                 return False
             versions = {**model.versions, version: msgspec.structs.replace(old, reason=reason)}
-            self._put(name, msgspec.structs.replace(model, versions=versions))
+            model = msgspec.structs.replace(model, versions=versions)
+            try:
+                self._put(name, model)
+            except DiskFullError:  # the reason is nothing that a restart would need
+                self._now = msgspec.structs.replace(self._now, models={**self._now.models, name: model})
             return True
 
     def pin(self, name: str, version: str) -> None:
