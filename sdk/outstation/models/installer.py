@@ -81,7 +81,7 @@ class Installer:
 
         Errors as in :meth:`manifest`; *pulse* is called often and may raise to stop.
         """
-        self._check_room(manifest)
+        self._check_disk(manifest)
         for file in manifest.files:
             path = f"{manifest.name}/{manifest.version}/{file.path}"
             signed = self.repository.file(path)
@@ -111,7 +111,7 @@ class Installer:
             manifest = parse_manifest((folder / MANIFEST).read_bytes())
         verify_installed(InstalledModel(name, version, folder, manifest))
 
-    def _check_room(self, manifest: Manifest) -> None:
+    def _check_disk(self, manifest: Manifest) -> None:
         """See before the first byte that the version fits, once what nobody needs has made way."""
         files = ((file.sha256, file.size_bytes) for file in manifest.files)
         blobs = {sha256: size for sha256, size in files if not self.writer.blob_path(sha256).is_file()}
