@@ -65,7 +65,7 @@ class Installer:
         manifest = parse_manifest(self._manifest_bytes(signed))
         check_agreement(manifest, name, version)
         self._check_fit(manifest)
-        self._check_room(manifest)
+        self._check_bound(manifest)
         return manifest
 
     def fetch(self, manifest: Manifest, digest: str, pulse: Callable[[], None]) -> InstalledModel:
@@ -186,7 +186,7 @@ class Installer:
                     f"{file.path} has {file.size_bytes} bytes; models.max_bytes is {self.max_bytes} here."
                 )
 
-    def _check_room(self, manifest: Manifest) -> None:
+    def _check_bound(self, manifest: Manifest) -> None:
         """That the store may hold this version beside what it keeps; what nobody needs is deleted for it."""
         missing = {file.sha256: file.size_bytes for file in manifest.files}
         missing = {sha256: size for sha256, size in missing.items() if not self.writer.blob_path(sha256).is_file()}
