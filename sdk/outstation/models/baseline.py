@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from outstation.errors import InvalidInputError
-from outstation.models.manifest import ANY, MAX_FEATURES, Baseline, Histogram, TensorSpec
+from outstation.models.histograms import MAX_FEATURES, Baseline, Histogram
+from outstation.models.manifest import ANY, TensorSpec
 from outstation.models.probe import ModelProbe, calls, read_rows
 
 # A spread is known long before this; a larger set is sampled by whoever makes the file.

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from itertools import pairwise
 from typing import Annotated, Any
 
 import msgspec
 
 from outstation.errors import ManifestError
+from outstation.models.histograms import Baseline, histogram_problem
 from outstation.models.processing import (
     InputStep,
     Kind,
@@ -35,16 +35,12 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILES = 256
 MAX_PATH_LENGTH = 200
-# Of a baseline: a device keeps as many counters for each as it has bins.
-MAX_FEATURES = 1024
-MAX_EDGES = 64
 # The data types of the Open Inference Protocol.
 _NUMBERS = {f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)}
 DATATYPES = frozenset({"BOOL", "BYTES", "BF16", "FP16", "FP32", "FP64"} | _NUMBERS)
 ANY = -1  # a dimension of any length
 
 _PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_ELEMENT = re.compile(r"\[[0-9]+(,[0-9]+)*\]$")
 _PLACE = re.compile(r"(?P<what>.*) - at `\$\.?(?P<place>.*)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>.*)`", re.DOTALL)
@@ -111,28 +107,6 @@ class Requires(Part, frozen=True):
 
     memory_bytes: Size = 0
     instruction_sets: tuple[str, ...] = ()
-
-
-class Histogram(Part, frozen=True):
-    """How the numbers of one feature were spread: ``counts[i]`` of them from ``edges[i - 1]`` on, below ``edges[i]``.
-
-    The first bin is open downwards, the last upwards. ``missing`` counts NaN.
-    """
-
-    edges: tuple[float, ...]
-    counts: tuple[Size, ...]
-    missing: Size = 0
-
-
-class Baseline(Part, frozen=True):
-    """What the training set looked like, to tell later whether live traffic still does.
-
-    By feature: ``NAME[2,5]``, an element of the input or output NAME, or ``NAME``, all of its elements together.
-    """
-
-    rows: Annotated[int, msgspec.Meta(gt=0)]
-    inputs: dict[str, Histogram] = {}
-    outputs: dict[str, Histogram] = {}
 
 
 class Manifest(Part, frozen=True, kw_only=True):
@@ -224,8 +198,7 @@ def check_manifest(manifest: Manifest) -> None:
     for field, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         _check_tensors(field, specs)
     if manifest.baseline is not None:
-        _check_histograms("baseline.inputs", manifest.baseline.inputs, manifest.inputs)
-        _check_histograms("baseline.outputs", manifest.baseline.outputs, manifest.outputs)
+        _check_baseline(manifest, manifest.baseline)
     if manifest.processing is not None:
         _check_processing(manifest, manifest.processing)
     for metric, value in manifest.metrics.items():
@@ -293,20 +266,14 @@ def _check_tensors(field: str, specs: tuple[TensorSpec, ...]) -> None:
         names.add(spec.name)
 
 
-def _check_histograms(field: str, histograms: dict[str, Histogram], specs: tuple[TensorSpec, ...]) -> None:
-    if len(histograms) > MAX_FEATURES:
-        raise _error(field, f"holds {len(histograms)} features; {MAX_FEATURES} is the most")
-    names = {spec.name for spec in specs}
-    for feature, histogram in histograms.items():
-        place = f"{field}.{feature}"
-        if feature not in names and _ELEMENT.sub("", feature) not in names:
-            raise _error(place, "is of no such input or output")
-        edges = histogram.edges
-        if len(edges) > MAX_EDGES or len(histogram.counts) != len(edges) + 1:
-            raise _error(place, f"must hold at most {MAX_EDGES} edges and one count more, not {len(histogram.counts)}")
-        rising = all(low < high for low, high in pairwise(edges))
-        if not rising or not all(map(math.isfinite, edges)):
-            raise _error(f"{place}.edges", "must be finite numbers that rise")
+def _check_baseline(manifest: Manifest, baseline: Baseline) -> None:
+    for field, histograms, specs in (
+        ("inputs", baseline.inputs, manifest.inputs),
+        ("outputs", baseline.outputs, manifest.outputs),
+    ):
+        problem = histogram_problem(histograms, {spec.name for spec in specs})
+        if problem is not None:
+            raise _error(f"baseline.{field}{problem[0]}", problem[1])
 
 
 def _check_processing(manifest: Manifest, processing: Processing) -> None:
