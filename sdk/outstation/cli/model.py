@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outstation.cli import model_device, model_diff, model_like
+from outstation.cli.model_place import RepositoryOption, RepositoryPlace
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.cli.tables import draw
 from outstation.errors import InvalidInputError
@@ -31,9 +32,6 @@ Passphrase = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="File whose first line encrypts the keys.", show_default=False),
 ]
-_WHERE = "A folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX; https:// where it is only read."
-RepositoryPlace = Annotated[str, typer.Argument(metavar="REPO", help=_WHERE, show_default=False)]
-RepositoryOption = Annotated[str, typer.Option("--repository", metavar="REPO", help=_WHERE)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B?|B|)", re.IGNORECASE)
