@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outstation.cli import model_device, model_diff, model_keys, model_like
-from outstation.cli.model_keys import (
-    WHERE,
-    Keys,
-    Passphrase,
-    PublicKeys,
-    RepositoryPlace,
-    Signers,
-    passphrase,
-    signers,
-)
+from outstation.cli.model_keys import Keys, Passphrase, PublicKeys, Signers, passphrase, signers
+from outstation.cli.model_place import RepositoryOption, RepositoryPlace
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.cli.tables import draw
 from outstation.errors import InvalidInputError, mapped_os_errors
@@ -36,8 +28,6 @@ app = typer.Typer(
     help="At the desk: make a signed repository, publish, list, verify, export. At the box: import, ls, pin and so on.",
     no_args_is_help=True,
 )
-
-RepositoryOption = Annotated[str, typer.Option("--repository", metavar="REPO", help=WHERE)]
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from outstation.cli.model_place import RepositoryPlace
 from outstation.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ Passphrase = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="File whose first line encrypts the keys.", show_default=False),
 ]
-WHERE = "A folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX; https:// where it is only read."
-RepositoryPlace = Annotated[str, typer.Argument(metavar="REPO", help=WHERE, show_default=False)]
 Signers = Annotated[
     list[str] | None,
     typer.Option(

@@ -191,6 +191,8 @@ def _missing(entry: SignedFile) -> UntrustedError:
 def read_metadata(place: Place) -> tuple[TrustedMetadata, str]:
     """The metadata as it lies there, not verified, and the mark of its timestamp. RepositoryError if there is none."""
     try:
+        # In this order: where a key is replaced, the old and the new one sign together before the new root is there.
+        roots = tuple(_roots(place))
         found = place.read(TIMESTAMP)
     except ModelNotFoundError as exc:
         raise RepositoryError(
@@ -204,7 +206,6 @@ def read_metadata(place: Place) -> tuple[TrustedMetadata, str]:
         with judged("snapshot.json"):
             meta = signed(Snapshot, snapshot).meta["targets.json"]
         targets = place.read(f"metadata/{meta.version}.targets.json").data
-        roots = tuple(_roots(place))
     except ModelNotFoundError as exc:
         raise RepositoryError(f"The repository {place} is not whole: {exc}") from exc
     return TrustedMetadata(roots=roots, timestamp=found.data, snapshot=snapshot, targets=targets), found.mark
