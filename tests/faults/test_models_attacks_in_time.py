@@ -15,7 +15,6 @@ from inference_support import install
 from model_parts import Device, SimulatedRepository, repository_with
 from outstation.errors import CheckFailedError
 from outstation.inference import golden
-from outstation.inference.check import SubprocessChecker
 from outstation.models.fetch import FolderSource
 from outstation.models.store import verify_installed
 from outstation.models.trust import Trust
@@ -167,23 +166,24 @@ def zipped(path, members):
 @pytest.mark.parametrize(
     ("members", "says"),
     [
-        ({"input/x.npy": member((80 << 18, 4), 320 << 20)}, "unpacks to"),
+        ({"input/x.npy": member((1 << 18, 4), 4 << 20)}, "unpacks to"),
         ({"input/x.npy": member((1 << 40, 4), 64), "output/y.npy": member((1 << 40, 4), 64)}, "cannot be read"),
         ({"input/x.npy": member((2, 4), 32), "output/y.npy": b"PK\3\4" * 20}, "cannot be read"),
     ],
 )
-def test_a_golden_file_that_is_a_bomb_is_not_unpacked(tmp_path, members, says):
+def test_a_golden_file_that_is_a_bomb_is_not_unpacked(tmp_path, monkeypatch, members, says):
+    monkeypatch.setattr(golden, "MAX_UNPACKED_BYTES", 1 << 20)
     model = install(tmp_path / "bundle", "2.0.0", tiny_models.identity(), golden={})
     zipped(model.folder / "golden.npz", members)
-    assert (model.folder / "golden.npz").stat().st_size < 1 << 20
+    assert (model.folder / "golden.npz").stat().st_size < 1 << 14
     with pytest.raises(CheckFailedError, match=says):
-        SubprocessChecker().check(model, 30.0)
+        golden.golden_cases(model)
 
 
 def test_a_size_in_the_directory_of_the_golden_file_that_lies_is_found_out(tmp_path):
     model = install(tmp_path / "bundle", "2.0.0", tiny_models.identity(), golden={})
     path = model.folder / "golden.npz"
-    zipped(path, {"input/x.npy": member((80 << 18, 4), 320 << 20)})
+    zipped(path, {"input/x.npy": member((1 << 18, 4), 4 << 20)})
     data = bytearray(path.read_bytes())
     at = data.rfind(b"PK\1\2") + 24  # the uncompressed size, in the central directory
     data[at : at + 4] = (4096).to_bytes(4, "little")
