@@ -66,7 +66,7 @@ def deliver(url: str, root: Path, folder: Path) -> tuple[dict[ModelPhase, float]
     store = ModelStore(folder / "station" / "models")
 
     def note() -> None:
-        phase = parts.reconciler._moves.model("net").phase("1.0.0")  # before the next one, on its thread
+        phase = store.model("net").phase("1.0.0")  # on the thread that moves it, before the next move
         reached.setdefault(phase, time.perf_counter())
 
     try:
