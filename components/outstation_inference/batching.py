@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from outstation.errors import InferenceError, OutstationError
+from outstation.inference.capturing import note_of
 from outstation.inference.model import Result, Version
 from outstation.settings import BatchingSettings
 from outstation.wire.datatypes import Array
@@ -33,6 +34,8 @@ class Prepared:
 
     def answer(self, outputs: Mapping[str, Array]) -> None:
         request = self.request
+        if self.version.sampler is not None:  # before the answer: then the caller may overwrite what it shares with us
+            self.version.sampler.offer(request.inputs, outputs, note_of(request.parameters))
         self.job.answer(InferResponse(request.model, self.version.version, outputs, request.id, request.raw))
 
     def run(self) -> int:

@@ -233,7 +233,7 @@ class RestJob:
             output.name for output in call.outputs if output.parameters.get("binary_data") is True
         )
         outputs = tuple(output.name for output in call.outputs)
-        return InferRequest(self._key.name, inputs, self._key.version, call.id, outputs)
+        return InferRequest(self._key.name, inputs, self._key.version, call.id, outputs, call.parameters)
 
     def answer(self, response: InferResponse) -> None:
         rows: list[dict[str, Any]] = []

@@ -1,16 +1,17 @@
 """The publisher's look into a model file, with ONNX Runtime: what it takes and gives, and what it answers.
 
-The one file of this room that needs numpy and onnxruntime. A device does its own checks (``outstation.inference``).
+The one file of this room that needs onnxruntime. A device does its own checks (``outstation.inference``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from outstation.errors import InferenceError, InvalidInputError, ModelLoadError
-from outstation.models.manifest import ANY, Golden, TensorSpec
+from outstation.models.manifest import ANY, Golden, Manifest, TensorSpec
+from outstation.models.pipeline import Pipeline
 from outstation.ort import load_onnxruntime
 
 onnxruntime = load_onnxruntime("Reading a model file")
@@ -57,7 +58,31 @@ class ModelProbe:
             raise InferenceError(f"The model cannot compute the inputs given: {_short(exc)}") from exc
 
 
-def golden_file(probe: ModelProbe, source: Path, target: Path, golden: Golden, *, check: bool) -> int:
+class ProcessedProbe:
+    """A model file together with its processing: what a caller gives, and gets."""
+
+    def __init__(self, probe: ModelProbe, pipeline: Pipeline) -> None:
+        self._probe = probe
+        self._pipeline = pipeline
+        self.inputs = pipeline.inputs
+        self.outputs = pipeline.outputs
+
+    def run(self, inputs: Arrays) -> dict[str, Any]:
+        """As :meth:`ModelProbe.run`. InvalidInputError for inputs that cannot be prepared."""
+        values = self._probe.run(self._pipeline.feed(inputs))
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, self._pipeline.answers(names, values), strict=True))
+
+
+Probe: TypeAlias = ModelProbe | ProcessedProbe
+
+
+def processed(probe: ModelProbe, manifest: Manifest, labels: Sequence[str]) -> Probe:
+    """*probe* as a caller of the version that *manifest* describes sees it."""
+    return probe if manifest.processing is None else ProcessedProbe(probe, Pipeline(manifest, labels))
+
+
+def golden_file(probe: Probe, source: Path, target: Path, golden: Golden, *, check: bool) -> int:
     """Write *target*, the golden file of a bundle, from *source*; returns the number of cases.
 
     *source* is an .npz with arrays ``input/NAME``, or plain ``NAME``, first axis the cases: the expected outputs are
@@ -82,18 +107,18 @@ def golden_file(probe: ModelProbe, source: Path, target: Path, golden: Golden, *
         np.savez(
             file,
             **{_INPUT + name: array for name, array in inputs.items()},
-            **{_OUTPUT + name: array for name, array in kept.items()},
+            **{_OUTPUT + name: _without_objects(array) for name, array in kept.items()},
         )
     return cases
 
 
-def read_cases(probe: ModelProbe, source: Path) -> list[dict[str, Any]]:
+def read_cases(probe: Probe, source: Path) -> list[dict[str, Any]]:
     """The inputs of each case in *source*, an .npz as for :func:`golden_file`; outputs in it are passed over."""
     cases, inputs = read_rows(probe, source)
     return calls(probe, cases, inputs)
 
 
-def read_rows(probe: ModelProbe, source: Path, most: int = MAX_CASES) -> tuple[int, dict[str, Any]]:
+def read_rows(probe: Probe, source: Path, most: int = MAX_CASES) -> tuple[int, dict[str, Any]]:
     """How many cases *source* holds, at most *most*, and the inputs of all of them, by name, first axis the cases."""
     arrays = _read(source)
     inputs = {key.removeprefix(_INPUT): array for key, array in arrays.items() if key.startswith(_INPUT)}
@@ -101,7 +126,7 @@ def read_rows(probe: ModelProbe, source: Path, most: int = MAX_CASES) -> tuple[i
     return _cases(probe, source, inputs, most), inputs
 
 
-def calls(probe: ModelProbe, cases: int, inputs: Arrays) -> list[dict[str, Any]]:
+def calls(probe: Probe, cases: int, inputs: Arrays) -> list[dict[str, Any]]:
     """One call for each of the first *cases* of *inputs*."""
     ranks = {spec.name: len(spec.shape) for spec in probe.inputs}
     return [
@@ -110,7 +135,7 @@ def calls(probe: ModelProbe, cases: int, inputs: Arrays) -> list[dict[str, Any]]
     ]
 
 
-def _answers(probe: ModelProbe, cases: int, inputs: Arrays) -> dict[str, Any]:
+def _answers(probe: Probe, cases: int, inputs: Arrays) -> dict[str, Any]:
     """What the model answers to each case alone, put together along the first axis."""
     rows: dict[str, list[Any]] = {spec.name: [] for spec in probe.outputs}
     for one in calls(probe, cases, inputs):
@@ -123,7 +148,7 @@ def _answers(probe: ModelProbe, cases: int, inputs: Arrays) -> dict[str, Any]:
     }
 
 
-def _cases(probe: ModelProbe, source: Path, inputs: Arrays, most: int = MAX_CASES) -> int:
+def _cases(probe: Probe, source: Path, inputs: Arrays, most: int = MAX_CASES) -> int:
     lengths = {len(array) if array.ndim else 0 for array in inputs.values()}
     if len(lengths) != 1 or not 0 < max(lengths) <= most:
         raise InvalidInputError(
@@ -138,7 +163,7 @@ def _cases(probe: ModelProbe, source: Path, inputs: Arrays, most: int = MAX_CASE
     return int(max(lengths))
 
 
-def _check_names(probe: ModelProbe, source: Path, arrays: Arrays, inputs: Arrays, expected: Arrays) -> None:
+def _check_names(probe: Probe, source: Path, arrays: Arrays, inputs: Arrays, expected: Arrays) -> None:
     wanted = [spec.name for spec in probe.inputs]
     for name in wanted:
         if name not in inputs:
@@ -207,6 +232,11 @@ def _length(size: Any) -> int:
 
 def _list(names: set[str]) -> str:
     return ", ".join(sorted(names))
+
+
+def _without_objects(array: Any) -> Any:
+    """Text in numpy's fixed width: an array of objects would be written as a pickle."""
+    return array.astype(np.str_) if array.dtype.kind == "O" else array
 
 
 def _short(exc: Exception) -> str:
