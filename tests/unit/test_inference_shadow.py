@@ -94,7 +94,7 @@ def test_the_shadow_follows_the_store_and_the_version_in_front(host, tmp_path):
     called(host, model)
     host.store.end_shadow("tiny")
     wait_until(lambda: shadow(host) is None)
-    assert "outstation-shadow" not in {thread.name for thread in threading.enumerate()}
+    wait_until(lambda: "outstation-shadow" not in {thread.name for thread in threading.enumerate()})
 
 
 class Slow:
