@@ -116,9 +116,11 @@ def test_what_nobody_needs_any_more_makes_room(small, tmp_path):
     far = Far()
     with Device(small / "device", far, far.first_root) as device:
         wait_until(lambda: device.active() == "1.0.0")
+        device.stop()  # or it is deleted before it is in the way
         with (device.store.directory / "parts" / ("0" * 64)).open("wb") as file:
             file.write(bytes(10 * MB))
         far.offer(tmp_path)
+        device.start()
         wait_until(lambda: device.active() == "2.0.0")
 
 
