@@ -10,7 +10,7 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-ha
 EXTRAS := $(addprefix --extra ,nats kafka mqtt otlp aws azure images openvino)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check format bench protos lock wheel clean
+.PHONY: help demo test soak check format bench protos azurite lock wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,8 @@ bench: $(VENV)/.bench ## Benchmarks beside their peers, as a table and build/ben
 protos: $(VENV)/.dev ## Generate sdk/outstation/wire/generated from protos/
 	$(BIN)/python protos/generate.py
 
+azurite: build/azurite/.installed ## Install the blob service that tests of az:// run against (needs npm)
+
 lock: $(VENV)/.dev ## Resolve pyproject.toml again into requirements/*.txt
 	$(LOCK) -o requirements/run.txt --upgrade
 	$(LOCK) $(EXTRAS) --group dev -c requirements/run.txt -o requirements/dev.txt
@@ -63,6 +65,12 @@ $(VENV)/.run: requirements/run.txt pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.run
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+build/azurite/.installed: tests/azurite/package-lock.json
+	mkdir -p $(@D)
+	cp tests/azurite/package.json tests/azurite/package-lock.json tests/azurite/.npmrc $(@D)
+	cd $(@D) && npm ci --no-audit --no-fund --ignore-scripts --omit=optional --loglevel=error
 	@touch $@
 
 $(VENV)/.bench: requirements/bench.txt $(VENV)/.dev

@@ -80,6 +80,8 @@ class HandStore:
         self._lock = threading.Lock()
         self._generation = 0
         self._answering: dict[str, InstalledModel | None] = {}
+        self._shadows: dict[str, InstalledModel] = {}
+        self._candidates: dict[str, InstalledModel] = {}
         for model in models:
             self.answer(model)
 
@@ -88,6 +90,24 @@ class HandStore:
 
     def withdraw(self, name: str) -> None:
         self._set(name, None)
+
+    def try_out(self, model: InstalledModel) -> None:
+        self._candidates[model.name] = model
+        self.answer(model)
+
+    def prove(self, name: str) -> None:
+        self._candidates.pop(name)
+        self.answer(self._answering[name])
+
+    def put_in_the_shadow(self, model: InstalledModel) -> None:
+        with self._lock:
+            self._shadows[model.name] = model
+            self._generation += 1
+
+    def end_shadow(self, name: str) -> None:
+        with self._lock:
+            del self._shadows[name]
+            self._generation += 1
 
     def generation(self) -> int:
         return self._generation
@@ -98,6 +118,12 @@ class HandStore:
 
     def answering(self, name: str) -> InstalledModel | None:
         return self._answering.get(name)
+
+    def candidate(self, name: str) -> InstalledModel | None:
+        return self._candidates.get(name)
+
+    def shadow(self, name: str) -> InstalledModel | None:
+        return self._shadows.get(name)
 
     def _set(self, name: str, model: InstalledModel | None) -> None:
         with self._lock:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from securesystemslib.signer import CryptoSigner
+from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.ngclient import FetcherInterface, Updater
 from typer.testing import CliRunner, Result
 
 import tiny_models
@@ -57,6 +59,33 @@ class Desk:
     def file(self, version: str, ending: str = ".model.onnx", name: str = "pump") -> Path:
         (found,) = (self.repository / "targets" / name / version).glob("*" + ending)
         return found
+
+
+class FolderFetcher(FetcherInterface):
+    """A folder for python-tuf's own client."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def _fetch(self, url):
+        try:
+            yield (self.folder / url.removeprefix("x://")).read_bytes()
+        except FileNotFoundError as exc:
+            raise DownloadHTTPError(url, 404) from exc
+
+
+def foreign_client(desk: Desk, folder: Path) -> Updater:
+    """python-tuf's own client on *desk*'s repository; it begins with the first root."""
+    for name in ("client", "downloads"):
+        (folder / name).mkdir(exist_ok=True)
+    return Updater(
+        str(folder / "client"),
+        "x://metadata/",
+        str(folder / "downloads"),
+        "x://targets/",
+        fetcher=FolderFetcher(desk.repository),
+        bootstrap=desk.root.read_bytes(),
+    )
 
 
 def flip(path: Path, at: int | None = None) -> None:
@@ -202,6 +231,14 @@ class SimulatedRepository:
         self.files[place] = json.dumps(tree).encode()
 
 
+def repository_with(payload: bytes) -> SimulatedRepository:
+    """One that offers 1.0.0 of the model "pump"."""
+    far = SimulatedRepository()
+    far.add("1.0.0", payload)
+    far.publish()
+    return far
+
+
 class Endless:
     """Bytes without end; the test fails if somebody reads far more than any bound."""
 
@@ -223,7 +260,8 @@ class Device:
         self.root.write_bytes(root)
         self.store = ModelStore(folder / "models")
         self.checker = ToldChecker()
-        chosen = {"poll_interval": 0.05, "retry_interval": 0.05, "probation": 0.0, "names": ("pump",), **settings}
+        chosen = {"poll_interval": 0.05, "retry_interval": 0.05, "probation": 0.0, "names": ("pump",)}
+        chosen |= {"min_free_disk_bytes": 0, **settings}
         self.settings = ModelsSettings(repository="given", root=str(self.root), **chosen)
         self.source = source
         self.reconciler: Reconciler | None = None

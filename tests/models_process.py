@@ -27,13 +27,22 @@ class Checker:
         return CheckResult(1, 0.001, 1)
 
 
-def live(folder: str, repository: str, root: str, goal: str, kill_at: int | None) -> None:
-    """Reconcile until *goal* is active; SIGKILL to itself before the *kill_at*-th operation on the disk."""
+def live(folder: str, repository: str, root: str, goal: str, kill_at: int | None, *, shadow: float = 0.0) -> None:
+    """Reconcile until *goal* is active; SIGKILL to itself before the *kill_at*-th operation on the disk.
+
+    A newer version is *shadow* seconds in the shadow of the one before.
+    """
     if kill_at is not None:
         _arm(kill_at)
     store = ModelStore(Path(folder))
     settings = ModelsSettings(
-        repository="given", root=root, names=("pump",), poll_interval=0.02, retry_interval=0.02, probation=0.0
+        repository="given",
+        root=root,
+        names=("pump",),
+        poll_interval=0.02,
+        retry_interval=0.02,
+        probation=0.0,
+        shadow=shadow,
     )
     reconciler = Reconciler(store, FolderSource(Path(repository)), Checker(), settings)
     reconciler.start()

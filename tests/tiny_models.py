@@ -38,6 +38,40 @@ def scale(factor: float, width: int = 4, name_in: str = "x", name_out: str = "y"
     return _model(nodes, (name_in, [None, width]), (name_out, [None, width]), constants)
 
 
+def slow(width: int = 4, rounds: int = 60, name_in: str = "x", name_out: str = "y") -> bytes:
+    """``y = x``, after *rounds* products of two matrices of 256 by 256: some ten milliseconds."""
+    side = [numpy_helper.from_array(np.eye(256, dtype=np.float32), "side")]
+    nodes = [helper.make_node("ReduceMean", [name_in], ["mean"], keepdims=0)]
+    nodes += [helper.make_node("Add", ["side", "mean"], ["m0"])]
+    nodes += [helper.make_node("MatMul", [f"m{n}", "side"], [f"m{n + 1}"]) for n in range(rounds)]
+    nodes += [helper.make_node("ReduceMax", [f"m{rounds}"], ["most"], keepdims=0)]
+    nodes += [
+        helper.make_node("Sub", ["most", "most"], ["nothing"]),
+        helper.make_node("Add", [name_in, "nothing"], [name_out]),
+    ]
+    return _model(nodes, (name_in, [None, width]), (name_out, [None, width]), side)
+
+
+def hungry(megabytes: int, width: int = 4, name_in: str = "x", name_out: str = "y") -> bytes:
+    """``y = x``, by way of *megabytes* of zeros that every call makes anew."""
+    lengths = numpy_helper.from_array(np.asarray([megabytes << 18], dtype=np.int64), "lengths")
+    nodes = [
+        helper.make_node("ReduceMean", [name_in], ["mean"], keepdims=0),
+        helper.make_node("Expand", ["mean", "lengths"], ["many"]),
+        helper.make_node("ReduceMax", ["many"], ["most"], keepdims=0),
+        helper.make_node("Sub", ["most", "most"], ["nothing"]),
+        helper.make_node("Add", [name_in, "nothing"], [name_out]),
+    ]
+    return _model(nodes, (name_in, [None, width]), (name_out, [None, width]), [lengths])
+
+
+def reshape_to_two_rows(name_in: str = "x", name_out: str = "y") -> bytes:
+    """Loads, and fails on every call that has not two rows of four: ``y`` is ``x`` in the shape (2, 4)."""
+    nodes = [helper.make_node("Reshape", [name_in, "shape"], [name_out])]
+    constants = [numpy_helper.from_array(np.asarray([2, 4], dtype=np.int64), "shape")]
+    return _model(nodes, (name_in, [None, 4]), (name_out, [None, 4]), constants)
+
+
 def _model(
     nodes: Sequence[onnx.NodeProto],
     entry: tuple[str, list[int | None]],

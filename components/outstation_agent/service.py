@@ -68,7 +68,14 @@ class StationService:
 
     def report_health(self, health: ModelHealth, _caller: Caller) -> None:
         if self._parts.reconciler is not None:
-            self._parts.reconciler.report_health(health.model, health.version, health.calls, health.errors)
+            self._parts.reconciler.report_health(
+                health.model,
+                health.version,
+                health.calls,
+                health.errors,
+                disagreements=health.disagreements,
+                dropped=health.dropped,
+            )
 
     def report_placement(self, told: ModelPlacement, _caller: Caller) -> None:
         self._parts.report_placement(told.model, told.version, told.placement)

@@ -155,9 +155,19 @@ class AgentClient:
                 f"No agent answers on {self.socket}.", hint="Start one with `outstation agent`."
             ) from exc
 
-    def report_health(self, model: str, version: str, calls: int, errors: int, timeout: float) -> None:
-        """Tell the agent how a version does on live traffic; counts since it began to answer."""
-        self._report_health(ModelHealth(model, version, calls, errors), timeout)
+    def report_health(
+        self,
+        model: str,
+        version: str,
+        calls: int,
+        errors: int,
+        *,
+        timeout: float,
+        disagreements: int = 0,
+        dropped: int = 0,
+    ) -> None:
+        """Tell the agent how a version does on live traffic; see :meth:`Reconciler.report_health`."""
+        self._report_health(ModelHealth(model, version, calls, errors, disagreements, dropped), timeout)
 
     def report_placement(self, model: str, version: str, placement: Placement, timeout: float) -> None:
         """Tell the agent where a version that answers is computed."""

@@ -22,6 +22,7 @@
     │   ├── LinkDownError           nobody answers; retried by itself
     │   ├── ProviderUnavailableError  the platform answers, but not now
     │   ├── DeadlineError           no answer within the timeout
+    │   ├── FileChangedError        a file was replaced while it was fetched
     │   ├── AccessDeniedError       the far end knows us and says no
     │   └── RefusedError            the far end will never take this message
     ├── WireError                   bytes from outside that are not what they claim to be
@@ -166,6 +167,12 @@ class ProviderUnavailableError(LinkError):
 
 class DeadlineError(LinkError):
     """No answer came within the timeout."""
+
+    retryable = True
+
+
+class FileChangedError(LinkError):
+    """What is being fetched is another file now; asked again, it comes from the last piece that was verified."""
 
     retryable = True
 

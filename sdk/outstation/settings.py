@@ -94,7 +94,7 @@ class UplinkSettings(Table, frozen=True):
     enabled: bool = True
     window_messages: Size = 64  # sent and not yet acknowledged
     window_bytes: Size = 8 << 20  # at most; the uplink finds out how much less a slow link bears
-    max_bits_per_second: Size | None = None  # of records; none = as fast as the link
+    max_bits_per_second: Size | None = None  # of records and model files together; none = as fast as the link
     send_hours: tuple[str, ...] = ()  # local times such as "02:00-04:00" at which records leave; () = always
     metered: bool = False  # true: only urgent streams are sent, and less is said beside them
     urgent_priority: Priority = 0  # streams of this priority or a lower number leave at any hour and over any link
@@ -109,13 +109,25 @@ class UplinkSettings(Table, frozen=True):
 class ModelsSettings(Table, frozen=True):
     """``[models]``: where models come from and what is believed of them."""
 
-    repository: str = ""  # a folder, a URI, or "hub:"; "" = no models are delivered
+    repository: str | tuple[str, ...] = ""  # a folder, a URI, "hub:", or several in order; "" = no models are delivered
     root: str = ""  # path of the first trusted root.json; required with a repository
     names: tuple[str, ...] = ()  # models to keep without being told to by the far end, at their latest version
     poll_interval: Seconds = 60.0  # seconds between looks at the repository
     retry_interval: Seconds = 5.0  # seconds before a look that failed is repeated
+    shadow: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # seconds beside the active version before a newer one answers
+    shadow_limit: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0  # share of calls that may disagree; 1 = only told
     probation: Annotated[float, msgspec.Meta(ge=0)] = 10.0  # seconds on live traffic before a version is trusted
     max_bytes: Size = 4 << 30  # bound of one model file
+    max_store_bytes: Size = 16 << 30  # of all versions on this device together; three of each model must fit
+    min_free_disk_bytes: Annotated[int, msgspec.Meta(ge=0)] = 96 << 20  # left to the buffer: a model waits instead
+    max_bits_per_second: Size | None = None  # of model files; none = what uplink.max_bits_per_second leaves them
+    azure_connection_file: str = ""  # holds a connection string for az://; "" = $AZURE_STORAGE_CONNECTION_STRING
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """The sources in the order in which they are tried."""
+        given = (self.repository,) if isinstance(self.repository, str) else self.repository
+        return tuple(uri for uri in given if uri)
 
 
 class BatchingSettings(Table, frozen=True):
@@ -145,6 +157,7 @@ class InferenceSettings(Table, frozen=True):
     socket: str = ""  # unix socket; "" = DATA_DIR/inference.sock
     threads: Annotated[int, msgspec.Meta(ge=0)] = 1  # of one model's computation; 0 = the runtime's choice
     accelerators: tuple[str, ...] = ()  # tried in this order, the processor last; () = whatever the machine has
+    shadow_tolerance: Annotated[float, msgspec.Meta(ge=0)] = 0.1  # how far floats may be off, as a share of the largest
     runtime: Annotated[str, msgspec.Meta(pattern="^(onnx|openvino)?$")] = ""  # for every model; "" = its manifest says
     parallel: bool = False  # true: nodes that do not wait for each other at once (OpenVINO: several calls at once)
     arena: bool = True  # false: less memory between calls, and slower ones
@@ -313,7 +326,7 @@ def _in_words(message: str) -> str:
 
 def _list_keys(shape: type[msgspec.Struct], trail: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for field in msgspec.structs.fields(shape):
-        if get_origin(field.type) is tuple:
+        if any(get_origin(kind) is tuple for kind in (field.type, *get_args(field.type))):
             yield (*trail, field.encode_name)
         elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield from _list_keys(field.type, (*trail, field.encode_name))

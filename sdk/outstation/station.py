@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from outstation import settings as settings_room
 from outstation._version import __version__
+from outstation.bandwidth import Bandwidth
 from outstation.buffer import Buffer
 from outstation.clock import Clock, SystemClock
 from outstation.errors import DiskError, ModelNotReadyError, OutstationError, mapped_os_errors
@@ -190,6 +191,7 @@ class StationParts:
         self._placements: dict[str, tuple[str, Placement]] = {}
         self.reporter: Reporter | None = None
         self.uplink: UplinkThread | None = None
+        self.bandwidth = Bandwidth(settings.uplink.max_bits_per_second, settings.models.max_bits_per_second, clock)
         with ExitStack() as made:
             _make_folder(settings.data_dir)
             buffer_settings = with_dead_letters(capturing.with_captures(with_event_streams(settings.buffer)))
@@ -280,19 +282,19 @@ class StationParts:
 
     def _start_models(self, made: ExitStack) -> None:
         models = self.settings.models
-        if not models.repository:
+        if not models.repositories:
             return
         # tuf takes 200 ms to import, and a station without models need not pay for it.
         from outstation.inference.check import SubprocessChecker  # noqa: PLC0415
         from outstation.inference.runtime import options_of  # noqa: PLC0415
-        from outstation.models.fetch import open_source  # noqa: PLC0415
         from outstation.models.reconciler import Reconciler  # noqa: PLC0415
+        from outstation.models.sources import open_sources  # noqa: PLC0415
         from outstation.models.store import ModelStore  # noqa: PLC0415
 
         self.model_store = ModelStore(self.settings.data_dir / "models")
-        source = open_source(models.repository, self.provider.artifacts)
+        source = open_sources(models, self.provider.artifacts, self.clock)
         checker = SubprocessChecker(options_of(self.settings.inference))
-        self.reconciler = Reconciler(self.model_store, source, checker, models, self.clock)
+        self.reconciler = Reconciler(self.model_store, source, checker, models, self.clock, meter=self.bandwidth)
         made.callback(self.reconciler.close)
         made.callback(checker.close)  # first: the reconciler's thread may be waiting for a check
         self._on_desired(Desired())
@@ -327,7 +329,14 @@ class StationParts:
     def _start_uplink(self, made: ExitStack) -> None:
         if not self.settings.uplink.enabled:
             return
-        self.uplink = UplinkThread(self.buffer, self.provider, self.settings.uplink, self.clock, on_link=self._on_link)
+        self.uplink = UplinkThread(
+            self.buffer,
+            self.provider,
+            self.settings.uplink,
+            self.clock,
+            on_link=self._on_link,
+            bandwidth=self.bandwidth,
+        )
         made.callback(self.uplink.close)
         self.uplink.start()
 

@@ -141,11 +141,12 @@ class ModelPhase(str, Enum):
     DOWNLOADING = "downloading"
     VERIFIED = "verified"
     STAGED = "staged"
+    SHADOW = "shadow"  # computes beside the active version; its answers are compared and thrown away
     PROBATION = "probation"
     ACTIVE = "active"
     SUPERSEDED = "superseded"  # was active; a newer one answers now
     REFUSED = "refused"  # failed a check of trust: signature, hash, manifest
-    REJECTED = "rejected"  # trusted, but failed to load, its golden inputs or a budget
+    REJECTED = "rejected"  # trusted, but failed to load, its golden inputs or a budget, or disagreed in the shadow
     ROLLED_BACK = "rolled_back"  # answered for a while, failed its probation, and was taken back
 
 

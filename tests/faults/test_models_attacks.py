@@ -10,7 +10,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root, TargetFile
 
-from model_parts import Device, SimulatedRepository
+from model_parts import Device, SimulatedRepository, repository_with
 from outstation.models.manifest import MAX_MANIFEST_BYTES, encode_manifest
 from outstation.models.store import verify_installed
 from outstation.models.trust import Trust
@@ -23,10 +23,7 @@ EVIL = b"evil weights"
 
 @pytest.fixture
 def far():
-    far = SimulatedRepository()
-    far.add("1.0.0", b"good weights")
-    far.publish()
-    return far
+    return repository_with(b"good weights")
 
 
 @pytest.fixture

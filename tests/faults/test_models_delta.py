@@ -16,11 +16,12 @@ import tiny_models
 from delta_parts import forged, sha256, varints
 from model_parts import Desk, Device, SimulatedRepository, flip
 from models_process import DONE, live
-from outstation.errors import AccessDeniedError, LinkDownError
+from outstation import zstd
+from outstation.errors import AccessDeniedError, LinkDownError, ProviderUnavailableError
 from outstation.models import installer as installing
 from outstation.models.bundle import Draft, describe_file
 from outstation.models.carry import export_version, hand_in
-from outstation.models.delta import STEP_COPY
+from outstation.models.delta import RAW, STEP_COPY, STEP_RAW
 from outstation.models.delta_encoder import encode_delta
 from outstation.models.deltas import DELTAS, delta_path
 from outstation.models.fetch import FolderSource
@@ -32,6 +33,8 @@ from support import wait_until
 DICE = np.random.default_rng(0)
 OLD = DICE.bytes(200_000)
 NEW = OLD[:90_000] + DICE.bytes(5_000) + OLD[95_000:]
+# 64 MiB of zeros in some kilobytes.
+BOMB = zstd.compress(bytes(64 << 20), options={zstd.CompressionParameter.window_log: 18})
 PATH = delta_path("pump", "2.0.0", sha256(OLD), "model.onnx")
 
 
@@ -43,6 +46,8 @@ class Far(SimulatedRepository):
         self.sent: dict[str, int] = {}
         self.cut = 0
         self.denied: set[str] = set()
+        self.unavailable: set[str] = set()
+        self.tries = 0  # of what is unavailable
         self.add("1.0.0", OLD)
         self.publish()
         (folder / "old").write_bytes(OLD)
@@ -68,6 +73,9 @@ class Far(SimulatedRepository):
     def open(self, path, offset, timeout):
         if path in self.denied:
             raise AccessDeniedError("403")
+        if path in self.unavailable:
+            self.tries += 1
+            raise ProviderUnavailableError("503")
         with super().open(path, offset, timeout) as stream:
             yield _Counted(self, path, stream, self.cut if "~deltas" in path else 0)
 
@@ -167,8 +175,13 @@ def test_whole_file_and_delta_that_were_tampered_with_are_refused(far, device):
         forged(NEW, NEW, varints(0, STEP_COPY, 0, len(NEW))),
         forged(OLD, OLD, varints(0, STEP_COPY, 0, len(OLD))),
         forged(OLD, NEW, varints(0, STEP_COPY, 0, len(OLD)), version=9),
+        forged(OLD, NEW, b"", packed={(0, 1, 0): BOMB}),
+        forged(OLD, NEW, varints(0, STEP_RAW, 1, len(NEW)), packed={(RAW, 1, 0): BOMB}),
     ],
-    ids=["garbage", "another result", "beyond the base", "another base", "honest about another", "of the future"],
+    ids=[
+        *("garbage", "another result", "beyond the base", "another base", "honest about another", "of the future"),
+        *("a bomb as program", "a bomb as data"),
+    ],
 )
 def test_a_signed_delta_that_lies_costs_its_bytes_and_nothing_else(far, device, delta, caplog):
     far.offer(delta)
@@ -194,6 +207,27 @@ def test_a_delta_that_cannot_be_had_is_no_obstacle(far, device, how):
     arrives(device, far, whole=True)
 
 
+def test_a_delta_whose_address_answers_503_for_ever_makes_way_for_the_whole_file(far, device, caplog):
+    far.unavailable.add(far.offer())
+    arrives(device, far, whole=True)
+    assert far.tries == installing.MAX_UNAVAILABLE
+    assert "did not come in 5 tries" in caplog.text
+
+
+def test_a_server_that_answers_503_for_everything_costs_no_delta(far, device):
+    place = far.offer()
+    far.unavailable |= {place, far.place("pump/2.0.0/model.onnx")}
+    wait_until(lambda: far.tries > 4 * installing.MAX_UNAVAILABLE)
+    far.unavailable.clear()
+    arrives(device, far, whole=False)
+
+
+def test_a_delta_that_comes_in_small_pieces_is_not_given_up(far, device):
+    far.cut = len(far.delta) // (4 * installing.MAX_UNAVAILABLE)
+    far.offer()
+    arrives(device, far, whole=False)
+
+
 def test_a_delta_that_is_listed_but_not_signed_is_not_asked_for(far, device):
     far.add("2.0.0", NEW)
     far.targets.targets["pump/2.0.0/model.onnx"].unrecognized_fields["custom"] = {DELTAS: {sha256(OLD): PATH}}
@@ -210,9 +244,11 @@ def test_a_base_that_rotted_on_the_disk_is_no_base(far, device):
 
 
 def test_a_delta_larger_than_what_is_missing_is_not_asked_for(far, device):
+    device.stop()  # or it deletes the part, which nobody needs yet
     part = device.store.directory / "parts" / sha256(NEW)
     part.write_bytes(NEW[:-1000])
     place = far.offer()
+    device.start()
     arrives(device, far, whole=True)
     assert place not in far.sent
     assert far.sent[far.place("pump/2.0.0/model.onnx")] == 1000

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from model_parts import Desk, flip
+from model_parts import Desk, Device, flip
 from models_process import DONE, live
+from outstation.models.fetch import FolderSource
 from outstation.models.rollout import ModelState
 from outstation.models.store import ModelStore, verify_installed
-from outstation.types import ModelPhase
+from outstation.types import LATEST, Desired, DesiredModel, ModelPhase
+from support import wait_until
 
 P = ModelPhase
 # Every operation on the disk of the whole story; a kill beyond the last is a run without one.
@@ -40,16 +44,25 @@ def desk(tmp_path_factory):
 class Story:
     """One device through one or more lives."""
 
-    def __init__(self, processes, desk: Desk, folder: Path) -> None:
-        self.processes, self.desk, self.folder = processes, desk, folder
+    def __init__(self, processes, desk: Desk, folder: Path, shadow: float = 0.0) -> None:
+        self.processes, self.desk, self.folder, self.shadow = processes, desk, folder, shadow
         self.store = ModelStore(folder)
 
-    def live(self, *, kill_at: int | None = None, kill_after: float | None = None) -> int:
+    def live(
+        self,
+        *,
+        kill_at: int | None = None,
+        kill_after: float | None = None,
+        kill_when: Callable[[], bool] | None = None,
+    ) -> int:
         arguments = (str(self.folder), str(self.desk.repository), str(self.desk.root), "2.0.0", kill_at)
-        child = self.processes.Process(target=live, args=arguments)
+        child = self.processes.Process(target=live, args=arguments, kwargs={"shadow": self.shadow})
         child.start()
         if kill_after is not None:
             child.join(kill_after)
+            child.kill()
+        if kill_when is not None:
+            wait_until(kill_when)
             child.kill()
         child.join(30.0)
         assert child.exitcode is not None, "the child hangs"
@@ -94,6 +107,45 @@ def test_a_kill_at_a_random_instant_is_survived(processes, desk, tmp_path):
         for _ in range(3):
             story.live(kill_after=dice.uniform(0.0, 0.25))
         story.end()
+
+
+@pytest.fixture(scope="module")
+def with_one(processes, desk, tmp_path_factory):
+    """A device that has 1.0.0 and knows of nothing newer, so that what comes is shadowed first."""
+    folder = tmp_path_factory.mktemp("with-one")
+    with Device(folder, FolderSource(desk.repository), desk.root.read_bytes(), names=()) as device:
+        device.reconciler.set_desired(Desired((DesiredModel("pump", "1.0.0"),), 1))
+        wait_until(lambda: device.active() == "1.0.0")
+        device.reconciler.set_desired(Desired((DesiredModel("pump", LATEST),), 2))
+        device.source.root = folder  # what is wanted is heard, and nothing can be had
+        wait_until(lambda: device.store.model("pump").wish == LATEST)
+    return folder / "models"
+
+
+def shadowed(processes, desk, with_one, folder, shadow=0.05) -> Story:
+    shutil.copytree(with_one, folder)
+    return Story(processes, desk, folder, shadow)
+
+
+def test_a_kill_while_a_version_is_in_the_shadow_is_survived(processes, desk, with_one, tmp_path):
+    story = shadowed(processes, desk, with_one, tmp_path / "device", shadow=30.0)
+    story.live(kill_when=lambda: story.state().phase("2.0.0") is P.SHADOW)
+    assert story.state().phase("2.0.0") is P.SHADOW
+    assert story.state().answering == "1.0.0"
+    story.shadow = 0.05
+    story.end()
+    assert story.state().last_good == "1.0.0"
+
+
+@pytest.mark.soak
+def test_a_kill_before_every_write_to_the_disk_with_a_shadow_run_is_survived(processes, desk, with_one, tmp_path):
+    killed = 0
+    for kill_at in range(1, OPERATIONS):
+        story = shadowed(processes, desk, with_one, tmp_path / str(kill_at))
+        killed += story.live(kill_at=kill_at) == -signal.SIGKILL
+        assert story.state().answering in {"1.0.0", "2.0.0"}
+        story.end()
+    assert killed > OPERATIONS // 4
 
 
 def test_the_operations_that_are_tested_are_all_there_are(processes, desk, tmp_path):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import outstation
+from outstation import settings
+from outstation.clock import SystemClock
 from outstation.errors import (
     BufferLockedError,
     InvalidInputError,
@@ -18,6 +20,9 @@ from outstation.errors import (
     SettingsError,
     UnknownProviderError,
 )
+from outstation.models.publish import init_repository
+from outstation.models.trust import Trust
+from outstation.station import StationParts
 from outstation.types import LinkState
 from outstation.wire import decode
 from support import wait_until
@@ -163,3 +168,18 @@ def test_importing_outstation_imports_none_of_the_heavy_packages() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     heavy = {"grpc", "google.protobuf", "numpy", "onnxruntime", "tuf", "boto3", "awscrt", "azure", "typer", "rich"}
     assert not set(done.stdout.split()) & heavy
+
+
+def test_records_and_models_share_one_budget_of_the_link(tmp_path: Path) -> None:
+    root = init_repository(tmp_path / "repository", tmp_path / "keys")
+    tables = {
+        "uplink": {"max_bits_per_second": 80_000},
+        "models": {"repository": [str(tmp_path / "gone"), str(tmp_path / "repository")], "root": str(root)},
+    }
+    parts = StationParts(settings.load(environ={}, overrides=overrides(tmp_path, **tables)), SystemClock())
+    try:
+        assert parts.bandwidth.piece_bytes(1 << 20) < 10_000
+        assert parts.uplink._budget._bandwidth is parts.reconciler._meter is parts.bandwidth
+        wait_until(lambda: parts.reconciler.standing().trust is Trust.FRESH)
+    finally:
+        parts.close()

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import outstation
 from outstation.buffer import Buffer, Receipt
-from outstation.provider import Provider
+from outstation.provider import Artifacts, Provider
 from outstation.providers.hub import HubProvider
 from outstation.providers.local import LocalProvider
 from outstation.types import Ledger, Record, StationStatus
 from outstation.wire import Columns, decode
+from outstation.wire.urls import UrlFiles
 
 
 def both_ways_in_give_a_station() -> tuple[outstation.Station, outstation.Station]:
@@ -44,6 +45,10 @@ def a_function_in_the_cloud(data: bytes) -> Columns:
     header, columns = decode(data)
     assert header.count == len(columns)
     return columns
+
+
+def files_behind_urls_are_artifacts(urls: dict[str, str]) -> Artifacts:
+    return UrlFiles(lambda path, again: "" if again else urls[path])
 
 
 def adapters_are_providers(local: LocalProvider, hub: HubProvider) -> tuple[Provider, Provider]:

@@ -116,7 +116,7 @@ def test_budgets_have_units(desk, text, seconds, size):
 def test_an_empty_folder_is_no_repository(desk):
     (desk / "empty").mkdir()
     for command in ("list", "verify"):
-        with pytest.raises(RepositoryError, match="is empty"):
+        with pytest.raises(RepositoryError, match="empty holds no repository"):
             run(command, "empty")
 
 

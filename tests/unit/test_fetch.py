@@ -9,14 +9,8 @@ import pytest
 from model_parts import Endless
 from outstation.errors import DiskFullError, LinkDownError, ModelNotFoundError, SettingsError, UntrustedError
 from outstation.models.bundle import MIN_CHUNK_BYTES, describe_file
-from outstation.models.fetch import (
-    Download,
-    Expected,
-    FolderSource,
-    ProviderSource,
-    fetch_bytes,
-    open_source,
-)
+from outstation.models.fetch import Download, Expected, FolderSource, fetch_bytes
+from outstation.models.sources import ProviderSource, open_source
 
 CHUNK = 1000
 DATA = bytes(range(256)) * 40  # 10,240 bytes, 11 chunks

@@ -132,6 +132,26 @@ def test_health_counts_what_the_version_did_and_not_what_callers_did_wrong(host,
     assert host.healths() == {"tiny": Health("1.0.0", 1, 0)}
 
 
+def test_on_trial_an_answer_of_nothing_but_nan_is_a_failure(host, tmp_path):
+    host.store.try_out(install(tmp_path / "a", "2.0.0", tiny_models.scale(np.nan)))
+    model = host.get("tiny")
+    wait_until(lambda: model.current.on_trial)
+    assert np.isnan(model.run({"x": X})["y"]).all()  # it is answered all the same: nobody knows better
+    assert host.healths() == {"tiny": Health("2.0.0", 1, 1)}
+    host.store.prove("tiny")
+    wait_until(lambda: not model.current.on_trial)
+    model.run({"x": X})
+    assert host.healths() == {"tiny": Health("2.0.0", 2, 1)}
+
+
+def test_on_trial_a_nan_among_numbers_is_an_answer(host, tmp_path):
+    host.store.try_out(scaling(tmp_path / "a", 2))
+    model = host.get("tiny")
+    wait_until(lambda: model.current.on_trial)
+    model.run({"x": np.array([[1, np.nan, 3, 4]], np.float32)})
+    assert host.healths() == {"tiny": Health("2.0.0", 1, 0)}
+
+
 def test_a_version_that_refuses_what_the_one_before_took_fails(host, tmp_path):
     host.store.answer(scaling(tmp_path / "a", 1))
     model = host.get("tiny")

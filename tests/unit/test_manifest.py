@@ -34,7 +34,11 @@ GOOD = {
     "golden": {"file": "golden.npz", "absolute": 0.001, "relative": 0.0},
     "budgets": {"p95_latency": 0.02, "peak_memory_bytes": 1000},
     "requires": {"memory_bytes": 5, "instruction_sets": ["avx2"]},
-    "baseline": {"image": {"edges": [0.0, 1.0], "counts": [3]}},
+    "baseline": {
+        "rows": 30,
+        "inputs": {"image": {"edges": [0.0, 1.0], "counts": [10, 15, 5], "missing": 0}},
+        "outputs": {"digit": {"edges": [0.5], "counts": [20, 10], "missing": 0}},
+    },
     "metrics": {"accuracy": 0.97},
     "provenance": {"commit": "1f2e3d"},
 }
@@ -116,6 +120,22 @@ def test_encoding_and_parsing_are_inverse_and_deterministic():
         (changed("outputs", to=[GOOD["outputs"][0]] * 2), "outputs[1].name"),
         (changed("budgets", "p95_latency", to=0), "budgets.p95_latency"),
         (changed("runtime", "minimum_version", to="latest"), "runtime.minimum_version"),
+        (changed("baseline", "rows", to=0), "baseline.rows"),
+        (changed("baseline", "columns", to=3), "baseline.columns"),
+        (changed("baseline", "inputs", "image", "edges", to=[0.0, 0.0]), "baseline.inputs.image.edges"),
+        (changed("baseline", "inputs", "image", "edges", to=[1.0, 0.0]), "baseline.inputs.image.edges"),
+        (changed("baseline", "inputs", "image", "counts", to=[1, 2]), "baseline.inputs.image"),
+        (changed("baseline", "inputs", "image", "counts", to=[1, 2, -3]), "baseline.inputs[...].counts[2]"),
+        (changed("baseline", "inputs", "picture", to=GOOD["baseline"]["inputs"]["image"]), "baseline.inputs.picture"),
+        (changed("baseline", "outputs", "digit[x]", to={"edges": [], "counts": [1]}), "baseline.outputs.digit[x]"),
+        (
+            changed("baseline", "outputs", "digit", to={"edges": list(range(65)), "counts": [1] * 66}),
+            "baseline.outputs.digit",
+        ),
+        (
+            changed("baseline", "inputs", to={f"image[{n}]": {"edges": [], "counts": [1]} for n in range(1025)}),
+            "baseline.inputs",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_by_the_path_of_its_field(data, field):

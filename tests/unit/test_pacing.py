@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outstation.errors import SettingsError
-from outstation.sync.pacing import Allowance, Backoff, Flow, Hours, Sent, Turns, Window
+from outstation.sync.pacing import Backoff, Flow, Hours, Sent, Turns, Window
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
@@ -151,23 +151,6 @@ def test_parts_that_are_held_make_room_in_the_window() -> None:
     assert window.hold("a", 5, 40) == [Sent("a", 5, 40, 0.0, end=40)]
     assert window.has_room(40)
     assert window.hold("a", 6, 99) == []
-
-
-@given(st.floats(1, 1e6), st.lists(st.floats(0.1, 1e6), min_size=1, max_size=50))
-def test_no_more_leaves_than_is_allowed(per_second: float, sizes: list[float]) -> None:
-    allowance, now, taken = Allowance(per_second), 0.0, 0.0
-    for size in sizes:
-        now += allowance.wait(now) + 1e-9
-        assert allowance.wait(now) <= 1e-6
-        assert taken <= per_second * (now + 1) * (1 + 1e-6) + 1e-3
-        allowance.take(size)
-        taken += size
-
-
-def test_without_a_bound_nothing_waits() -> None:
-    allowance = Allowance(None)
-    allowance.take(1e12)
-    assert allowance.wait(0.0) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import Metadata, Root, Timestamp
-from tuf.ngclient import FetcherInterface, Updater
 
 import tiny_models
-from model_parts import UTC, Desk, error_of, flip
+from model_parts import UTC, Desk, error_of, flip, foreign_client
 from outstation.errors import (
     ConfigurationError,
     InvalidInputError,
@@ -25,6 +23,7 @@ from outstation.errors import (
     RepositoryError,
     UntrustedError,
 )
+from outstation.models import place as placing
 from outstation.models import publish as publishing
 from outstation.models.bundle import Draft
 from outstation.models.fetch import FolderSource
@@ -174,6 +173,15 @@ def test_a_golden_file_that_cannot_be_is_refused(desk, tmp_path, arrays, says):
     assert Repository(desk.repository).versions() == []
 
 
+def test_nan_is_no_golden_answer_unless_somebody_says_so(desk, tmp_path):
+    golden = tmp_path / "nan.npz"
+    np.savez(golden, x=np.ones((1, 4), np.float32))
+    with pytest.raises(InvalidInputError, match="answers NaN"):
+        desk.publish("1.0.0", factor=np.nan, golden=golden)
+    np.savez(golden, **{"input/x": np.ones((1, 4), np.float32), "output/y": np.full((1, 4), np.nan, np.float32)})
+    desk.publish("1.0.0", factor=np.nan, golden=golden)
+
+
 def test_a_golden_file_that_is_none_is_refused(desk, tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(InvalidInputError, match="cannot be read"):
@@ -269,7 +277,7 @@ class InterruptError(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", range(7))
+@pytest.mark.parametrize("step", range(6))
 def test_an_interrupted_publish_leaves_the_old_state_or_the_new_one(desk, tmp_path, monkeypatch, step):
     """Stop after each of the writes; a reader never sees anything between, and publishing again goes through."""
     desk.publish("1.0.0")
@@ -285,8 +293,8 @@ def test_an_interrupted_publish_leaves_the_old_state_or_the_new_one(desk, tmp_pa
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "write_atomically", counting(publishing.write_atomically))
-        patch.setattr(publishing, "move_atomically", counting(publishing.move_atomically))
+        patch.setattr(placing, "write_atomically", counting(placing.write_atomically))
+        patch.setattr(placing, "move_atomically", counting(placing.move_atomically))
         with pytest.raises(InterruptError):
             desk.publish("2.0.0")
     clock = FakeClock(time_unix_nano=int(datetime.datetime.now(UTC).timestamp()) * 10**9)
@@ -303,10 +311,10 @@ def test_an_interrupted_publish_leaves_the_old_state_or_the_new_one(desk, tmp_pa
 def test_an_uninterrupted_publish_has_exactly_the_steps_that_are_tested(desk, monkeypatch):
     steps = []
     for name in ("write_atomically", "move_atomically"):
-        function = getattr(publishing, name)
-        monkeypatch.setattr(publishing, name, lambda *a, f=function, **o: (steps.append(1), f(*a, **o))[1])
+        function = getattr(placing, name)
+        monkeypatch.setattr(placing, name, lambda *a, f=function, **o: (steps.append(1), f(*a, **o))[1])
     desk.publish("1.0.0")
-    assert len(steps) == 7
+    assert len(steps) == 6
 
 
 # -- afterwards --------------------------------------------------------------------------------------------------
@@ -342,32 +350,10 @@ def test_a_withdrawn_version_stays_listed_with_its_reason_and_is_not_offered(des
 # -- foreign clients ---------------------------------------------------------------------------------------------
 
 
-class FolderFetcher(FetcherInterface):
-    """A folder for python-tuf's own client."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def _fetch(self, url):
-        try:
-            yield (self.folder / url.removeprefix("x://")).read_bytes()
-        except FileNotFoundError as exc:
-            raise DownloadHTTPError(url, 404) from exc
-
-
 def test_python_tufs_own_client_reads_our_repository(desk, tmp_path):
     desk.publish("1.0.0")
     desk.publish("2.0.0")
-    (tmp_path / "client").mkdir()
-    (tmp_path / "downloads").mkdir()
-    updater = Updater(
-        str(tmp_path / "client"),
-        "x://metadata/",
-        str(tmp_path / "downloads"),
-        "x://targets/",
-        fetcher=FolderFetcher(desk.repository),
-        bootstrap=desk.root.read_bytes(),
-    )
+    updater = foreign_client(desk, tmp_path)
     updater.refresh()
     for version in ("1.0.0", "2.0.0"):
         for file in ("model.onnx", "golden.npz", "manifest.json"):

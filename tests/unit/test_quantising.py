@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from model_parts import Desk, error_of, run
-from outstation.errors import InvalidInputError
+from outstation.errors import InvalidInputError, MissingExtraError
 from outstation.models.delta_encoder import encode_delta
 from outstation.models.quantising import _Cases, quantise_like
 
@@ -101,6 +104,13 @@ def test_publish_like_says_which_scales_it_took(files):
     assert "fresh scales, those of 1.0.0 do not fit" in output
     needs = error_of(lambda: run("publish", str(files / "new.onnx"), *where, *like[:2], "--version", "1.3.0"))
     assert isinstance(needs, InvalidInputError)
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "outstation.models.quantising")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtraError, match="publishing"):
+        importlib.import_module("outstation.models.quantising")
 
 
 def test_data_that_the_model_does_not_take_is_named(files):

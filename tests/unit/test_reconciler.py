@@ -3,9 +3,10 @@ from __future__ import annotations
 import shutil
 import threading
 
+import msgspec
 import pytest
 
-from model_parts import Desk, Device, SimulatedRepository, flip, rejection
+from model_parts import Desk, Device, flip, rejection, repository_with
 from outstation.errors import (
     BufferLockedError,
     InferenceError,
@@ -29,10 +30,7 @@ P = ModelPhase
 
 @pytest.fixture
 def far():
-    far = SimulatedRepository()
-    far.add("1.0.0", b"one")
-    far.publish()
-    return far
+    return repository_with(b"one")
 
 
 @pytest.fixture
@@ -484,7 +482,7 @@ def test_a_full_disk_leaves_the_old_version_and_goes_on_when_there_is_room(far, 
     wait_until(lambda: device.active() == "1.0.0")
     Usage.free = 3
     offer(far, "2.0.0")
-    wait_until(lambda: "bytes more than the disk" in device.reason("2.0.0"))
+    wait_until(lambda: "bytes more; the disk of the store has 3" in device.reason("2.0.0"))
     assert device.phase("2.0.0") is P.DOWNLOADING
     assert device.active() == "1.0.0"
     Usage.free = 1 << 40
@@ -502,6 +500,61 @@ def test_old_versions_are_deleted_but_the_last_good_one_stays(far, make):
 
 
 # -- life --------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_store_has_no_room_for_waits_and_says_why(far, make):
+    """Three versions of the one model fit and a fourth does, too: the oldest goes. Of two models they do not."""
+    size = 1000
+    for version in ("2.0.0", "3.0.0"):
+        far.add(version, version.encode() * (size // 5))
+    far.add("1.0.0", b"f" * size, name="fan")
+    far.publish()
+    device = make(max_store_bytes=3 * size + 4000)
+    device.start()
+    wait_until(lambda: device.active() == "3.0.0")
+    for major in range(4, 8):
+        far.add(f"{major}.0.0", f"{major}.0.0".encode() * (size // 5))
+        far.publish()
+        wait_until(lambda major=major: device.active() == f"{major}.0.0")
+    far.add("2.0.0", b"g" * 5000, name="fan")
+    far.publish()
+    device.reconciler.set_desired(want(("pump", LATEST), ("fan", "2.0.0")))
+    wait_until(lambda: "models.max_store_bytes" in device.reason("2.0.0", "fan"))
+    assert "pump 7.0.0: answers, pump 6.0.0: last good" in device.reason("2.0.0", "fan")
+    assert device.phase("2.0.0", "fan") is P.DOWNLOADING
+    assert far.place("fan/2.0.0/model.onnx") not in {path for path, _ in far.opened}
+    verify_installed(device.store.active("pump"))
+    assert device.store.used_bytes() <= device.settings.max_store_bytes
+    device.reconciler.set_desired(want(("pump", LATEST), ("fan", "1.0.0"), revision=2))
+    wait_until(lambda: device.active("fan") == "1.0.0")
+
+
+def test_what_waited_for_room_goes_on_when_there_is_some(far, make):
+    device = make(max_store_bytes=3000)
+    device.start()
+    wait_until(lambda: device.active() == "1.0.0")
+    far.add("2.0.0", b"x" * 4000)
+    far.publish()
+    wait_until(lambda: "models.max_store_bytes" in device.reason("2.0.0"))
+    device.stop()
+    device.settings = msgspec.structs.replace(device.settings, max_store_bytes=9000)
+    device.start()
+    wait_until(lambda: device.active() == "2.0.0")
+
+
+def test_garbage_goes_before_a_version_has_to_wait(far, make):
+    device = make(max_store_bytes=6000, retry_interval=1e6)
+    device.start()
+    wait_until(lambda: device.active() == "1.0.0")
+    far.down = True
+    looked_before = device.reconciler.standing()
+    wait_until(lambda: device.reconciler.standing() != looked_before)
+    (device.store.directory / "blobs" / ("f" * 64)).write_bytes(b"x" * 5000)
+    far.add("2.0.0", b"x" * 3000)
+    far.publish()
+    far.down = False
+    device.reconciler.wake()
+    wait_until(lambda: device.active() == "2.0.0")
 
 
 def test_a_start_needs_a_root_that_can_be_read(tmp_path, far):

@@ -39,9 +39,14 @@ verified    pass     -> staged
 verified    fail     -> rejected
 verified    recall   -> superseded
 verified    damage   -> offered
+staged      watch    -> shadow
 staged      admit    -> probation
 staged      recall   -> superseded
 staged      damage   -> offered
+shadow      admit    -> probation
+shadow      fail     -> rejected
+shadow      recall   -> superseded
+shadow      damage   -> offered
 probation   prove    -> active
 probation   fault    -> rolled_back
 probation   recall   -> superseded

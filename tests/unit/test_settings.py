@@ -73,6 +73,16 @@ def test_the_environment_gives_lists_with_commas() -> None:
     assert got.provider == "hub"
 
 
+def test_models_come_from_one_source_or_several_in_order(tmp_path: Path) -> None:
+    assert load(tmp_path, "[models]\nrepository = 'a,b'\n").models.repositories == ("a,b",)
+    assert load(tmp_path, "[models]\nrepository = ['hub:', 'b']\n").models.repositories == ("hub:", "b")
+    assert load(tmp_path, "").models.repositories == ()
+    environ = {"OUTSTATION_MODELS__REPOSITORY": "hub:,https://a/b"}
+    assert settings.load(environ=environ).models.repositories == ("hub:", "https://a/b")
+    with pytest.raises(SettingsError, match=r"models\.repository"):
+        load(tmp_path, "[models]\nrepository = 5\n")
+
+
 def test_a_stream_takes_its_own_policy_or_the_defaults(tmp_path: Path) -> None:
     text = "[buffer.defaults]\nwhen_full = 'reject'\n[buffer.streams.alarms]\npriority = 0\ndurability = 'record'\n"
     got = load(tmp_path, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -24,6 +25,8 @@ def kind(annotation: Any) -> str:
         return f"{kind(parts[0])}, or none"
     if get_origin(annotation) is tuple:
         return f"list of {kind(parts[0])}"
+    if isinstance(annotation, types.UnionType):
+        return " or ".join(map(kind, parts))
     if get_origin(annotation) is dict:
         return "table"
     return "str" if issubclass(annotation, str) else annotation.__name__

@@ -9,7 +9,7 @@ from tuf.api.metadata import Key
 
 from model_parts import UTC, Desk, SimulatedRepository
 from outstation.errors import LinkDownError, ModelNotFoundError, RepositoryError, UntrustedError
-from outstation.models.chain import SIGNED_AT, SIGNED_AT_FORMAT
+from outstation.models.chain import SIGNED_AT, SIGNED_AT_FORMAT, verify_roots
 from outstation.models.fetch import FolderSource
 from outstation.models.trust import Trust, TrustedRepository
 from outstation.testing import FakeClock
@@ -264,6 +264,23 @@ def test_a_revoked_key_is_worth_nothing_any_more(site):
     assert trust is Trust.REFUSED
     assert "targets.json is not signed by enough of the trusted keys" in reason
     assert site.device.versions("pump") == ()
+
+
+def test_a_stored_root_that_its_own_keys_did_not_sign_is_refused(site):
+    """Signed by the keys before, so that it follows; but whoever is named in it has never agreed."""
+    first = site.far.first_root
+    old = site.far.signers["root"], site.far.second_root
+    for signer in old:
+        site.far.root.revoke_key(signer.public_key.keyid, "root")
+    new = CryptoSigner.generate_ed25519(), CryptoSigner.generate_ed25519()
+    for signer in new:
+        site.far.root.add_key(signer.public_key, "root")
+    site.far.root.version += 1
+    site.far.write_root(*old)
+    with pytest.raises(UntrustedError, match="not signed by enough"):
+        verify_roots((first, site.far.files["metadata/2.root.json"]))
+    site.far.write_root(*old, *new)
+    assert verify_roots((first, site.far.files["metadata/2.root.json"])).version == 2
 
 
 def test_a_stored_chain_goes_on_when_the_device_is_given_a_later_root(site):

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outstation.cli import model_device, model_diff, model_like
+from outstation.cli import model_device, model_diff, model_keys, model_like
+from outstation.cli.model_keys import Keys, Passphrase, PublicKeys, Signers, passphrase, signers
+from outstation.cli.model_place import RepositoryOption, RepositoryPlace
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.cli.tables import draw
 from outstation.errors import InvalidInputError, mapped_os_errors
@@ -27,12 +29,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Keys = Annotated[Path, typer.Option("--keys", help="Folder of the signing keys; keep it away from the repository.")]
-Passphrase = Annotated[
-    Path | None,
-    typer.Option("--passphrase-file", help="File whose first line encrypts the keys.", show_default=False),
-]
-RepositoryFolder = Annotated[Path, typer.Argument(metavar="REPO", help="The repository's folder.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B?|B|)", re.IGNORECASE)
@@ -43,7 +39,13 @@ _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
 @app.command("init")
-def init(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphrase = None) -> None:
+def init(
+    repository: RepositoryPlace,
+    keys: Keys,
+    signer: Signers = None,
+    public_key: PublicKeys = None,
+    passphrase_file: Passphrase = None,
+) -> None:
     """Make an empty repository and its keys.
 
     The root has three keys and needs two; targets, snapshot and timestamp have one each. Take root1, root2 and root3
@@ -52,7 +54,8 @@ def init(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphrase =
     from outstation.models.publish import init_repository  # noqa: PLC0415  tuf takes 200 ms to import
     from outstation.models.trust import root_fingerprint  # noqa: PLC0415
 
-    root = init_repository(repository, keys, passphrase=_passphrase(passphrase_file))
+    chosen = signers(signer, public_key)
+    root = init_repository(repository, keys, passphrase=passphrase(passphrase_file), signers=chosen)
     print(f"made the repository {repository}")
     print(f"first root for your devices: {root} (sha256 {root_fingerprint(root.read_bytes())})")
     print(f"keys: {keys} (take root1.pem, root2.pem and root3.pem offline)")
@@ -63,7 +66,7 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
     source: Annotated[
         Path, typer.Argument(metavar="FILE|FOLDER", help="An .onnx file, or a folder with one.", show_default=False)
     ],
-    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    repository: RepositoryOption,
     keys: Keys,
     name: Annotated[str, typer.Option("--name", help="The model's name.")],
     version: Annotated[str, typer.Option("--version", help="MAJOR.MINOR.PATCH.")],
@@ -72,6 +75,10 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
         typer.Option("--golden", help=".npz with input/NAME arrays, and output/NAME if known.", show_default=False),
     ] = None,
     labels: Annotated[Path | None, typer.Option("--labels", help="One label a line.", show_default=False)] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help=".npz of training data, input/NAME arrays: its spread.", show_default=False),
+    ] = None,
     processing: Annotated[
         Path | None,
         typer.Option("--processing", help="JSON: what is done before and after the model.", show_default=False),
@@ -84,6 +91,7 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
     deltas: Annotated[int, typer.Option("--deltas", help="From so many versions before; 0 makes none.")] = 3,
     like: model_like.Like = "",
     data: model_like.Data = None,
+    signer: Signers = None,
     passphrase_file: Passphrase = None,
 ) -> None:
     """Sign a model as a new version.
@@ -95,13 +103,14 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
     from outstation.models.bundle import Draft  # noqa: PLC0415
     from outstation.models.publish import publish as sign_and_publish  # noqa: PLC0415
 
-    secret = _passphrase(passphrase_file)
+    secret = passphrase(passphrase_file)
     with model_like.quantised(source, like, data, repository, name) as (chosen, provenance):
         draft = Draft(
             name=name,
             version=version,
             golden=golden,
             labels=labels,
+            baseline=baseline,
             processing=_processing(processing),
             runtime=_runtime(runtime),
             budgets=_budgets(budget),
@@ -117,15 +126,20 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
             check=not no_check,
             deltas=deltas,
             passphrase=secret,
+            signers=signers(signer),
         )
     print(f"published {manifest.name} {manifest.version}: {len(manifest.files)} files, {manifest.size_bytes} bytes")
     for line in _deltas(repository, manifest):
+        print(line)
+    for line in _baseline(manifest):
         print(line)
     print(f"a device will check: {', '.join(_checks(manifest))}")
 
 
 @app.command("refresh")
-def refresh(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphrase = None) -> None:
+def refresh(
+    repository: RepositoryPlace, keys: Keys, signer: Signers = None, passphrase_file: Passphrase = None
+) -> None:
     """Sign the timestamp anew, so that stations go on calling the repository fresh; needs timestamp.pem only.
 
     Example: outstation model refresh ./repository --keys ./keys
@@ -133,7 +147,7 @@ def refresh(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphras
     from outstation.models.publish import LIFETIMES  # noqa: PLC0415
     from outstation.models.publish import refresh as sign_again  # noqa: PLC0415
 
-    sign_again(repository, keys=keys, passphrase=_passphrase(passphrase_file))
+    sign_again(repository, keys=keys, passphrase=passphrase(passphrase_file), signers=signers(signer))
     print(f"{repository} is fresh for {LIFETIMES['timestamp'] / 86400:g} days more")
 
 
@@ -141,9 +155,10 @@ def refresh(repository: RepositoryFolder, keys: Keys, passphrase_file: Passphras
 def yank(  # noqa: PLR0917 - as above
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
     version: Annotated[str, typer.Argument(metavar="VERSION", show_default=False)],
-    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    repository: RepositoryOption,
     keys: Keys,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is signed and shown.")],
+    signer: Signers = None,
     passphrase_file: Passphrase = None,
 ) -> None:
     """Withdraw a version: stations that take the latest go back to the one before.
@@ -152,12 +167,13 @@ def yank(  # noqa: PLR0917 - as above
     """
     from outstation.models.publish import yank as withdraw  # noqa: PLC0415
 
-    withdraw(name, version, reason, repository=repository, keys=keys, passphrase=_passphrase(passphrase_file))
+    secret = passphrase(passphrase_file)
+    withdraw(name, version, reason, repository=repository, keys=keys, passphrase=secret, signers=signers(signer))
     print(f"withdrew {name} {version}: {reason}")
 
 
 @app.command("list")
-def list_(repository: RepositoryFolder, as_json: AsJson = False) -> None:
+def list_(repository: RepositoryPlace, as_json: AsJson = False) -> None:
     """Show what a repository holds. Example: outstation model list ./repository"""
     from outstation.models.repository import Repository  # noqa: PLC0415
 
@@ -173,7 +189,7 @@ def list_(repository: RepositoryFolder, as_json: AsJson = False) -> None:
 
 
 @app.command("verify")
-def verify(repository: RepositoryFolder, as_json: AsJson = False) -> None:
+def verify(repository: RepositoryPlace, as_json: AsJson = False) -> None:
     """Check every signature, hash, date and manifest of a repository; exit 1 when something is wrong.
 
     Example: outstation model verify ./repository
@@ -184,13 +200,13 @@ def verify(repository: RepositoryFolder, as_json: AsJson = False) -> None:
     problems = list(desk.problems(datetime.datetime.now(datetime.timezone.utc)))
     targets = len(desk.chain.targets.targets)
     if as_json:
-        print(json.dumps({"repository": str(repository), "targets": targets, "problems": problems}, indent=2))
+        print(json.dumps({"repository": str(desk.place), "targets": targets, "problems": problems}, indent=2))
     elif problems:
         for problem in problems:
             print(problem, file=sys.stderr)
-        print(f"error: {len(problems)} of the checks on {repository} failed.", file=sys.stderr)
+        print(f"error: {len(problems)} of the checks on {desk.place} failed.", file=sys.stderr)
     else:
-        print(f"{repository}: {targets} files of {len(desk.versions())} versions are what was signed")
+        print(f"{desk.place}: {targets} files of {len(desk.versions())} versions are what was signed")
     if problems:
         raise typer.Exit(1)
 
@@ -199,7 +215,7 @@ def verify(repository: RepositoryFolder, as_json: AsJson = False) -> None:
 def export(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
     version: Annotated[str, typer.Argument(metavar="VERSION", show_default=False)],
-    repository: Annotated[Path, typer.Option("--repository", help="The repository's folder.")],
+    repository: RepositoryOption,
     to: Annotated[Path, typer.Option("--to", help="A new folder, on a stick perhaps.")],
 ) -> None:
     """Copy one version and all metadata into a folder, for a station without a link.
@@ -230,9 +246,10 @@ def import_(
 
 model_device.add_to(app)
 app.command("diff")(model_diff.diff)
+app.command("rotate-key")(model_keys.rotate_key)
 
 
-def _deltas(repository: Path, manifest: Manifest) -> Iterator[str]:
+def _deltas(repository: str, manifest: Manifest) -> Iterator[str]:
     from outstation.models.deltas import FROM_VERSION, delta_file  # noqa: PLC0415
     from outstation.models.repository import Repository  # noqa: PLC0415
 
@@ -240,6 +257,12 @@ def _deltas(repository: Path, manifest: Manifest) -> Iterator[str]:
         path, size = delta_file(delta.path), delta.size_bytes
         whole = manifest.file(path).size_bytes
         yield f"delta of {path} from {delta.custom[FROM_VERSION]}: {size} bytes, {100 * size / whole:.1f} % of {whole}"
+
+
+def _baseline(manifest: Manifest) -> Iterator[str]:
+    if manifest.baseline is not None:
+        inputs, outputs = len(manifest.baseline.inputs), len(manifest.baseline.outputs)
+        yield f"baseline of {manifest.baseline.rows} rows: {inputs} features of inputs, {outputs} of outputs"
 
 
 def _checks(manifest: Manifest) -> list[str]:
@@ -339,15 +362,3 @@ def _size(option: str, text: str) -> int:
     if found is None or float(found[1]) <= 0:
         raise InvalidInputError(f"{option}: {text!r} is no size such as 200MB, 64MiB or 1000000.")
     return int(float(found[1]) * _UNITS[found[2].upper().removesuffix("B")])
-
-
-def _passphrase(file: Path | None) -> bytes | None:
-    if file is None:
-        return None
-    try:
-        line = file.read_bytes().split(b"\n", 1)[0].strip()
-    except OSError as exc:
-        raise InvalidInputError(f"The passphrase file {file} cannot be read: {exc.strerror}.") from exc
-    if not line:
-        raise InvalidInputError(f"The first line of {file} is empty: that is no passphrase.")
-    return line

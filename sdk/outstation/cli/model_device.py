@@ -11,7 +11,7 @@ import typer
 
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.cli.tables import draw
-from outstation.errors import InvalidInputError, ModelNotFoundError
+from outstation.errors import BufferLockedError, InvalidInputError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from outstation.models.store import ModelStore
@@ -123,15 +123,28 @@ def retry(
 
 
 def gc(settings: SettingsPath = None, data: DataDir = None) -> None:
-    """Delete what no version needs; a running agent does that by itself.
+    """Delete what no version needs, and show what is kept and why; a running agent is asked to do it.
 
     Example: outstation model gc --data /var/lib/outstation
     """
-    writer = _store(settings, data).claim()
+    from outstation.models.orders import Order, OrderKind, give_order  # noqa: PLC0415
+
+    chosen = load_settings(settings, data)
+    store = _store(settings, data)
     try:
-        print(f"freed {writer.collect()} bytes")
-    finally:
-        writer.close()
+        writer = store.claim()
+    except BufferLockedError as exc:
+        give_order(store.directory, Order(OrderKind.COLLECT))
+        print(f"process {exc.pid or '?'} has the store and was asked to delete what nobody needs")
+    else:
+        try:
+            print(f"freed {writer.collect()} bytes")
+        finally:
+            writer.close()
+    for kept in store.kept():
+        print(f"kept {kept.name} {kept.version} ({kept.why}): {kept.size_bytes} bytes")
+    used, bound = store.used_bytes(), chosen.models.max_store_bytes
+    print(f"{used} of {bound} bytes are in use" + (": more than models.max_store_bytes" if used > bound else ""))
 
 
 def _store(settings: Path | None, data: Path | None) -> ModelStore:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 def diff(
     before: Annotated[str, typer.Argument(metavar="V1", help="A version, or an .onnx file.", show_default=False)],
     after: Annotated[str, typer.Argument(metavar="V2", help="A version, or an .onnx file.", show_default=False)],
-    repository: Annotated[
-        Path | None, typer.Option("--repository", help="V1 and V2 are versions in it.", show_default=False)
-    ] = None,
+    repository: Annotated[str, typer.Option("--repository", help="V1 and V2 are versions in it.")] = "",
     name: Annotated[str, typer.Option("--name", help="The model's name, with --repository.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
@@ -32,8 +31,9 @@ def diff(
     """
     from outstation.models.delta_diff import diff_files  # noqa: PLC0415 - numpy is an extra
 
-    files = [_file(given, repository, name) for given in (before, after)]
-    found = diff_files(*files)
+    with tempfile.TemporaryDirectory(prefix="outstation-diff-") as folder:
+        files = [_file(given, repository, name, Path(folder)) for given in (before, after)]
+        found = diff_files(*files)
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
         return
@@ -45,8 +45,8 @@ def diff(
     print(_summary(found))
 
 
-def _file(given: str, repository: Path | None, name: str) -> Path:
-    if repository is None:
+def _file(given: str, repository: str, name: str, scratch: Path) -> Path:
+    if not repository:
         path = Path(given)
         if not path.is_file():
             raise InvalidInputError(
@@ -59,7 +59,7 @@ def _file(given: str, repository: Path | None, name: str) -> Path:
 
     desk = Repository(repository)
     manifest = desk.published(name, given).manifest
-    return desk.file(manifest, manifest.model)
+    return desk.file(manifest, manifest.model, scratch)
 
 
 def _row(change: TensorChange) -> tuple[object, ...]:

@@ -24,7 +24,7 @@ Data = Annotated[
 
 @contextmanager
 def quantised(
-    source: Path, like: str, data: Path | None, repository: Path, name: str
+    source: Path, like: str, data: Path | None, repository: str, name: str
 ) -> Iterator[tuple[Path, dict[str, str]]]:
     """What to publish instead of *source*, and a line of provenance. Prints which scales were taken.
 
@@ -42,7 +42,7 @@ def quantised(
     manifest = desk.published(name, like).manifest
     with tempfile.TemporaryDirectory(prefix="outstation-like-") as folder:
         target = Path(folder) / source.name
-        found = quantise_like(source, desk.file(manifest, manifest.model), data, target)
+        found = quantise_like(source, desk.file(manifest, manifest.model, Path(folder)), data, target)
         errors = f"off by {100 * found.error_kept:.3g} % with them, {100 * found.error_fresh:.3g} % with fresh ones"
         if found.kept:
             print(f"quantised with the scales of {like}: {errors}")

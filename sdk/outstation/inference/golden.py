@@ -117,9 +117,14 @@ def _read(model: InstalledModel, golden: Golden) -> dict[str, Array]:
         if size > MAX_UNPACKED_BYTES:
             raise CheckFailedError(f"The golden file unpacks to {size} bytes; {MAX_UNPACKED_BYTES} is the most.")
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as exc:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, MemoryError) as exc:
+        # A header may claim terabytes in a file of some bytes: that, too, is a file that cannot be read.
         raise CheckFailedError(f"The golden file {path.name} cannot be read: {exc}.") from exc
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy hands out what is no array as bytes
+            raise CheckFailedError(f"The golden file {path.name} cannot be read: {key!r} is no array.")
+    return arrays
 
 
 def _slices(spec: TensorSpec, key: str, array: Array) -> list[Array]:

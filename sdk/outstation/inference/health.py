@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from outstation.clock import Clock, SystemClock
 from outstation.errors import ModelError, OutstationError
@@ -19,7 +20,14 @@ INTERVAL = 1.0
 PLACE_INTERVAL = 60.0
 
 Place = Callable[[str, str, Placement], None]  # model, version that answers, where it is computed
-Report = Callable[[str, str, int, int], None]  # model, version, calls, errors since it began to answer
+
+
+class Report(Protocol):
+    """Takes the counts of one version since it began to answer, or to run in the shadow."""
+
+    def __call__(
+        self, model: str, version: str, calls: int, errors: int, *, disagreements: int = 0, dropped: int = 0
+    ) -> None: ...
 
 
 class HealthReporter:
@@ -52,8 +60,15 @@ class HealthReporter:
 
     def _report(self) -> None:
         try:
-            for name, health in self._models.healths().items():
-                self._tell(name, health.version, health.calls, health.errors)
+            for name, health in (*self._models.healths().items(), *self._models.shadows().items()):
+                self._tell(
+                    name,
+                    health.version,
+                    health.calls,
+                    health.errors,
+                    disagreements=health.disagreements,
+                    dropped=health.dropped,
+                )
             if self._place is not None:
                 self._tell_places(self._place)
         except OutstationError as exc:

@@ -16,6 +16,7 @@ from outstation.inference.deadlines import Deadlines
 from outstation.inference.loading import load_installed
 from outstation.inference.model import Health, Model, Version
 from outstation.inference.runtime import options_of
+from outstation.inference.shadow import Shadow
 from outstation.models.store import InstalledModel
 from outstation.settings import InferenceSettings
 from outstation.types import MODEL_NAME, checked_name
@@ -32,6 +33,8 @@ class Store(Protocol):
     def generation(self) -> object: ...
     def names(self) -> tuple[str, ...]: ...
     def answering(self, name: str) -> InstalledModel | None: ...
+    def candidate(self, name: str) -> InstalledModel | None: ...
+    def shadow(self, name: str) -> InstalledModel | None: ...
 
 
 class Models(Protocol):
@@ -49,6 +52,10 @@ class Models(Protocol):
         """By model: how the version that should answer has done since it began to."""
         ...
 
+    def shadows(self) -> dict[str, Health]:
+        """By model: how the version in the shadow of that one has done since it began to."""
+        ...
+
     @property
     def settled(self) -> bool:
         """Whether every model that should answer was loaded, or found to be impossible to load."""
@@ -62,6 +69,7 @@ class _Entry:
     """One model that was asked for. Changed by the host's thread alone, with the lock held."""
 
     model: Model
+    shadow: Shadow
     folder: Path | None = None  # of the version that answers
     seen: bool = False  # the store was asked at least once
     failed: Path | None = None  # of the version that could not be loaded; not tried again
@@ -88,6 +96,7 @@ class ModelHost:
         """*captures* keeps calls for retraining; whoever made it closes it, after this."""
         self._store = store
         self._options = options_of(settings)
+        self._tolerance = settings.shadow_tolerance
         self._clock = clock
         self._preload = preload
         self._captures = captures
@@ -116,7 +125,7 @@ class ModelHost:
         if entry is None:
             if self._preload and name not in self._store.names():
                 raise ModelNotFoundError(f"No model {name!r} is known on this device.")
-            entry = self._entries[name] = _Entry(Model(name, None, self._deadlines))
+            entry = self._entries[name] = self._entry(name)
             self._wake.set()
         self._changed.wait_for(lambda: entry.model.ready or entry.error is not None or self._closed, timeout)
         if self._closed:
@@ -148,6 +157,12 @@ class ModelHost:
             names = [name for name, entry in self._entries.items() if entry.model.ready or entry.failed is not None]
         return {name: self.health(name) for name in names}
 
+    def shadows(self) -> dict[str, Health]:
+        """Of every version that runs in the shadow here: how it does, compared with the one that answers."""
+        with self._changed:
+            found = {name: entry.shadow.health for name, entry in self._entries.items()}
+        return {name: health for name, health in found.items() if health is not None}
+
     @property
     def settled(self) -> bool:
         """Whether every model that answers by the store was loaded, or found to be impossible to load."""
@@ -165,6 +180,8 @@ class ModelHost:
             self._changed.notify_all()
         self._wake.set()
         self._thread.join()
+        for entry in self._entries.values():
+            entry.shadow.close()
         self._deadlines.close()
         for entry in self._entries.values():
             entry.model.close()
@@ -185,13 +202,22 @@ class ModelHost:
         if self._preload:
             for name in self.names():
                 with self._changed:
-                    self._entries.setdefault(name, _Entry(Model(name, None, self._deadlines)))
+                    if name not in self._entries:
+                        self._entries[name] = self._entry(name)
         with self._changed:
             entries = list(self._entries.items())
         for name, entry in entries:
             if self._closed:
                 return
             self._follow_one(name, entry)
+            answers = entry.model.current if entry.model.ready else None
+            if answers is not None:
+                candidate = self._store.candidate(name)
+                answers.on_trial = candidate is not None and candidate.folder == entry.folder
+            entry.shadow.follow(self._store.shadow(name), answers)
+
+    def _entry(self, name: str) -> _Entry:
+        return _Entry(Model(name, None, self._deadlines), Shadow(self._options, self._tolerance, self._deadlines))
 
     def _follow_one(self, name: str, entry: _Entry) -> None:
         installed = self._store.answering(name)
@@ -263,6 +289,9 @@ class FixedModels:
 
     def healths(self) -> dict[str, Health]:
         return {name: model.health for name, model in self._models.items()}
+
+    def shadows(self) -> dict[str, Health]:
+        return {}
 
     @property
     def settled(self) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
+
+import numpy as np
 
 from outstation.errors import InferenceError, InvalidInputError, ModelNotReadyError, UnreadableFileError
 from outstation.inference.captures import Sampler
@@ -27,11 +29,19 @@ class Result(dict[str, Array]):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a version has done since it began to answer here: calls that it took on, and those that failed by it."""
+    """How a version has done since it began to answer here: calls that it took on, and those that failed by it.
+
+    In the shadow of another one: also the calls in which the two disagreed, and those that it could not keep up with.
+    """
 
     version: str
     calls: int
     errors: int
+    disagreements: int = 0
+    dropped: int = 0
+
+
+Watcher = Callable[[Mapping[str, Array], Result], None]
 
 
 class Version:
@@ -53,6 +63,15 @@ class Version:
         self._lock = threading.Lock()
         self._calls = 0
         self._errors = 0
+        self._watcher: Watcher | None = None
+        self.on_trial = False  # while it is, an output of nothing but NaN is a failure of its own
+
+    def watched_by(self, watcher: Watcher | None) -> None:
+        """Call *watcher* with the inputs and outputs of each call that is answered, on the caller's thread.
+
+        It must return in microseconds, raise nothing, and keep neither: both belong to the caller.
+        """
+        self._watcher = watcher
 
     def run(
         self,
@@ -87,10 +106,15 @@ class Version:
             if calls == 1:
                 self._count_error()
             raise
+        failed = self.on_trial and any(map(_nothing_but_nan, values))
         with self._lock:
             self._calls += calls
+            self._errors += calls if failed else 0
         result = Result(zip(names, values, strict=True))
         result.model_version = self.version
+        watcher = self._watcher
+        if watcher is not None:
+            watcher(inputs, result)  # Signature.fits has looked at the inputs: they are arrays
         return result
 
     @property
@@ -102,6 +126,10 @@ class Version:
         with self._lock:
             self._calls += 1
             self._errors += 1
+
+
+def _nothing_but_nan(array: Array) -> bool:
+    return array.dtype.kind == "f" and array.size > 0 and bool(np.isnan(array).all())
 
 
 class Model:

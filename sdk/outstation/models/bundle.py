@@ -33,12 +33,16 @@ MAX_CHUNKS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """What the publisher says of a version. ``golden`` and ``labels`` are paths of files to take along."""
+    """What the publisher says of a version. ``golden`` and ``labels`` are paths of files to take along.
+
+    ``baseline`` is that of a file with training data, of which only the shape of its numbers goes into the manifest.
+    """
 
     name: str
     version: str
     golden: Path | None = None
     labels: Path | None = None
+    baseline: Path | None = None
     processing: Processing | None = None
     runtime: RuntimeRequirement = field(default_factory=RuntimeRequirement)
     tolerance: Golden = field(default_factory=Golden)
@@ -57,6 +61,7 @@ def make_bundle(source: Path, target: Path, draft: Draft, *, check: bool = True)
     """
     checked_name(MODEL_NAME, draft.name, "model")
     checked_version(draft.version)
+    from outstation.models.baseline import profile  # noqa: PLC0415 - as below
     from outstation.models.probe import ModelProbe, golden_file, processed  # noqa: PLC0415 - numpy, onnxruntime: extras
 
     with mapped_os_errors(doing="make the bundle", path=target):
@@ -76,6 +81,7 @@ def make_bundle(source: Path, target: Path, draft: Draft, *, check: bool = True)
             processing=draft.processing,
             budgets=draft.budgets,
             requires=draft.requires,
+            baseline=profile(probe, draft.baseline) if draft.baseline is not None else None,
             metrics=draft.metrics,
             provenance={"outstation": __version__, "source": source.name, **draft.provenance},
         )

@@ -11,10 +11,11 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from outstation.durable import FILES, make_directories, move_atomically
-from outstation.errors import InvalidInputError, ModelNotFoundError, UntrustedError, mapped_os_errors
+from outstation.durable import FILES, make_directories, move_atomically, write_atomically
+from outstation.errors import InvalidInputError, ModelNotFoundError, OutstationError, mapped_os_errors
 from outstation.models.fetch import FolderSource, Source
 from outstation.models.manifest import MANIFEST
+from outstation.models.place import Place
 from outstation.provider import ByteStream
 
 INCOMING = "incoming"
@@ -23,27 +24,36 @@ _BUILDING = ".building"
 MAX_INCOMING = 8
 
 
-def export_version(repository: Path, name: str, version: str, folder: Path) -> int:
+def export_version(repository: Path | str | Place, name: str, version: str, folder: Path) -> int:
     """Copy all metadata of *repository* and the files of one version into the empty *folder*; returns the bytes.
 
-    Everything is verified first. ModelNotFoundError, UntrustedError, RepositoryError, InvalidInputError, StorageError.
+    Everything is verified on its way. ModelNotFoundError, UntrustedError, RepositoryError, InvalidInputError,
+    StorageError, LinkError; then *folder* is as empty as it was.
     """
     from outstation.models.chain import signed_file  # noqa: PLC0415 - the device's side needs no tuf
     from outstation.models.repository import Repository  # noqa: PLC0415
 
     desk = Repository(repository)
     if (name, version) not in desk.versions():
-        raise ModelNotFoundError(f"{repository} holds no {name} {version}.", hint="See `outstation model list`.")
+        raise ModelNotFoundError(f"{desk.place} holds no {name} {version}.", hint="See `outstation model list`.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInputError(f"{folder} is not empty.", hint="Give a new folder.")
     manifest = desk.published(name, version).manifest
     paths = [f"{name}/{version}/{path}" for path in (MANIFEST, *(file.path for file in manifest.files))]
-    problems = [problem for path in paths for problem in desk.target_problems(path)]
-    if problems:
-        raise UntrustedError(problems[0])
-    places = [signed_file(desk.chain, path).source_path for path in paths]
-    wanted = ["metadata/" + path.name for path in (repository / "metadata").glob("*.json")]
-    return sum(_copy(repository / place, folder / place) for place in (*wanted, *places))
+    places = {path: folder / signed_file(desk.chain, path).source_path for path in paths}
+    try:
+        for path, place in places.items():
+            make_directories(place.parent)
+            desk.copy(path, place)
+            FILES.sync_directory(place.parent)
+        make_directories(folder / "metadata")
+        for path, data in desk.metadata_files().items():
+            write_atomically(folder / path, data)
+    except OutstationError:
+        for part in ("targets", "metadata"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        raise
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def hand_in(folder: Path, store: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -60,14 +60,7 @@ def verify_chain(metadata: TrustedMetadata) -> Chain:
 
     Dates are not looked at. UntrustedError names the file that fails.
     """
-    root = first_root(metadata.roots[0])
-    for data in metadata.roots[1:]:
-        with judged("root.json"):
-            following = _vouched(Root, data, root)
-            _vouched(Root, data, following)
-            if following.version != root.version + 1:
-                raise BadVersionNumberError(f"expected version {root.version + 1}, got {following.version}")
-            root = following
+    root = verify_roots(metadata.roots)
     with judged("timestamp.json"):
         timestamp = _vouched(Timestamp, metadata.timestamp, root)
     with judged("snapshot.json"):
@@ -80,6 +73,19 @@ def verify_chain(metadata: TrustedMetadata) -> Chain:
             raise RepositoryError("the snapshot does not list it")
         _check_meta(meta, metadata.targets, targets)
     return Chain(root, timestamp, snapshot, targets)
+
+
+def verify_roots(roots: Sequence[bytes]) -> Root:
+    """The last of *roots*, each vouched for by the one before and by itself; UntrustedError. The first is believed."""
+    root = first_root(roots[0])
+    for data in roots[1:]:
+        with judged("root.json"):
+            following = _vouched(Root, data, root)
+            _vouched(Root, data, following)
+            if following.version != root.version + 1:
+                raise BadVersionNumberError(f"expected version {root.version + 1}, got {following.version}")
+            root = following
+    return root
 
 
 @dataclass(frozen=True, slots=True)

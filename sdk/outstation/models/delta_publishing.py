@@ -81,9 +81,9 @@ class _Work:
 
     def delta(self, old: Manifest, base: ManifestFile, result: ManifestFile) -> Iterator[MadeDelta]:
         """The delta that makes *result* out of *base*, a file of *old*; nothing when it would not save enough."""
-        before, after = self.desk.file(old, base.path), self.bundle / result.path
+        before, after = self.desk.file(old, base.path, self.folder), self.bundle / result.path
         file = self.folder / "delta"
-        models = self.desk.file(old, old.model), self.bundle / self.manifest.model
+        models = self.desk.file(old, old.model, self.folder), self.bundle / self.manifest.model
         encode_delta(
             before,
             after,
@@ -123,7 +123,7 @@ def _described_by(model: Path, model_path: str, path: str) -> tuple[Path | None,
     return model, PurePosixPath(path).relative_to(folder).as_posix()
 
 
-def forget_deltas(desk: Repository, targets: dict[str, TargetFile], name: str, versions: Iterable[str]) -> list[Path]:
+def forget_deltas(desk: Repository, targets: dict[str, TargetFile], name: str, versions: Iterable[str]) -> list[str]:
     """Take out of *targets* the deltas of *name* to all but the newest of *versions*; returns where their files lie.
 
     A station that still goes to such a version fetches it whole.
@@ -131,7 +131,7 @@ def forget_deltas(desk: Repository, targets: dict[str, TargetFile], name: str, v
     kept = set(newest_first(versions)[:DEFAULT_BASES])
     deltas = (path for path in targets if is_delta(path) and path.startswith(f"{name}/"))
     gone = [path for path in deltas if path.split("/")[1] not in kept]
-    places = [desk.folder / signed_file(desk.chain, path).source_path for path in gone]
+    places = [signed_file(desk.chain, path).source_path for path in gone]
     for path in gone:
         del targets[path]
     for target in targets.values():

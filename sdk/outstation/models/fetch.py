@@ -13,20 +13,21 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import unquote, urlsplit
 
 from outstation.errors import (
     DiskFullError,
+    FileChangedError,
     LinkDownError,
+    LinkError,
     ModelNotFoundError,
-    SettingsError,
     UntrustedError,
     mapped_os_errors,
 )
-from outstation.provider import Artifacts, ByteStream
+from outstation.provider import ByteStream
 
 READ_BYTES = 256 << 10
-HUB = "hub:"
+# A power cut costs no more than so much again; a disk syncs that in a fraction of the time that a link takes for it.
+SYNC_BYTES = 8 << 20
 
 
 class Source(Protocol):
@@ -35,7 +36,8 @@ class Source(Protocol):
     def open(self, path: str, offset: int, timeout: float) -> AbstractContextManager[ByteStream]:
         """The bytes of *path* (relative to the repository, "/" between parts) from *offset* on.
 
-        ModelNotFoundError if there is no such file, LinkError if it cannot be asked for now.
+        ModelNotFoundError if there is no such file, LinkError if it cannot be asked for now; FileChangedError if it is
+        seen that the file is not the one whose first bytes were given before.
         """
         ...
 
@@ -80,44 +82,36 @@ class _MappedFile:
             raise LinkDownError(f"Could not read {self.path}: {exc.strerror}.") from exc
 
 
-class ProviderSource:
-    """Files that the provider brings: the hub, a bucket."""
+class Meter(Protocol):
+    """What a download may take of the link: see :class:`outstation.bandwidth.Bandwidth`. Thread-safe."""
 
-    def __init__(self, artifacts: Artifacts, prefix: str = "") -> None:
-        self._artifacts = artifacts
-        self._prefix = prefix
+    def piece_bytes(self, most: int) -> int:
+        """How much to read at once, at most *most*."""
+        ...
 
-    def __repr__(self) -> str:
-        return f"<ProviderSource {self._prefix or 'hub'}>"
+    def hold(self) -> bool:
+        """Wait a little if it is too early for the next piece; whether it was."""
+        ...
 
-    def open(self, path: str, offset: int, timeout: float) -> AbstractContextManager[ByteStream]:
-        return self._artifacts.open(self._prefix + path, offset, timeout)
+    def spend_on_model(self, size_bytes: int) -> None:
+        """So much has come."""
+        ...
 
 
-def open_source(uri: str, artifacts: Artifacts | None) -> Source:
-    """The source that *uri* names: "hub:" or "hub:FOLDER/", a folder's path, file://… or https://…
+class Unmetered:
+    """As much as the link carries."""
 
-    Raises SettingsError for a scheme that is not known, or for "hub:" with a provider that brings no files.
-    """
-    if uri.startswith(HUB):
-        if artifacts is None:
-            raise SettingsError(
-                "models.repository is 'hub:', but this provider brings no files.",
-                hint="Use the provider 'hub', or set models.repository to a folder.",
-            )
-        return ProviderSource(artifacts, uri.removeprefix(HUB))
-    scheme, _, _ = uri.partition("://")
-    if scheme == uri:
-        return FolderSource(Path(uri))
-    if scheme == "file":
-        return FolderSource(Path(unquote(urlsplit(uri).path)))
-    if scheme in {"http", "https"}:
-        from outstation.models.http_source import HttpSource  # noqa: PLC0415 - others need no HTTP client
+    def piece_bytes(self, most: int) -> int:
+        return most
 
-        return HttpSource(uri)
-    raise SettingsError(
-        f"models.repository: the scheme of {uri!r} is not known.", hint="Use a folder, file://, https:// or 'hub:'."
-    )
+    def hold(self) -> bool:
+        return False
+
+    def spend_on_model(self, size_bytes: int) -> None:
+        pass
+
+
+UNMETERED = Unmetered()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +144,26 @@ class Download:
     """One file on its way into *part*. Use from one thread; ``run`` again after a LinkError goes on where it stopped.
 
     What is in *part* from before (another process, a power cut) is read again. Where chunks have signed hashes it is
-    believed as far as those go; else the hash of the whole file decides at the end.
+    believed as far as those go; else the hash of the whole file decides at the end. *reserve_bytes* of the disk are
+    left to others, at the beginning and all the way.
     """
 
-    def __init__(self, source: Source, path: str, part: Path, expected: Expected) -> None:
+    def __init__(
+        self,
+        source: Source,
+        path: str,
+        part: Path,
+        expected: Expected,
+        *,
+        meter: Meter = UNMETERED,
+        reserve_bytes: int = 0,
+    ) -> None:
         self._source = source
         self._path = path
         self._part = part
         self._expected = expected
+        self._meter = meter
+        self._reserve_bytes = reserve_bytes
         self._progress: _Progress | None = None  # of the attempt before: a large stump is not read again each time
         self.received_bytes = 0  # over the link, for the account
 
@@ -169,7 +175,7 @@ class Download:
         """
         try:
             self._attempt(timeout, pulse)
-        except UntrustedError:
+        except (UntrustedError, FileChangedError):
             # A stump from before a power cut, or a link without checksums, is no fault of the publisher.
             self._attempt(timeout, pulse)
 
@@ -181,7 +187,7 @@ class Download:
                 if file.tell() != progress.size or progress.size == 0:
                     progress = _Progress(expected)
                     self._take_up(file, progress)
-                self._check_room(progress)
+                self._check_room(expected.size_bytes - progress.size)
                 if progress.size < expected.size_bytes:
                     self._receive(file, progress, timeout, pulse)
                 if progress.size < expected.size_bytes:
@@ -189,12 +195,14 @@ class Download:
                         f"{expected.name}: the source ended after {progress.size} of {expected.size_bytes} bytes."
                     )
                 _check_hash(expected, progress.sha256, expected.sha256)
-            except UntrustedError:
+            except (UntrustedError, FileChangedError):
                 self._progress = None
                 file.truncate(progress.proven)
                 raise
-            file.flush()
-            os.fsync(file.fileno())
+            except LinkError:
+                _sync(file)  # it may be long until the link comes back
+                raise
+            _sync(file)
 
     def _take_up(self, file: IO[bytes], progress: _Progress) -> None:
         """Go on from what is in *file*: as far as its chunks are right."""
@@ -206,26 +214,46 @@ class Download:
             progress.back_to_proven()
         file.truncate(progress.size)
 
-    def _check_room(self, progress: _Progress) -> None:
-        missing = self._expected.size_bytes - progress.size
-        if missing > shutil.disk_usage(self._part.parent).free:
-            raise DiskFullError(f"{self._expected.name} needs {missing} bytes more than the disk of the store has.")
+    def _check_room(self, missing: int) -> None:
+        free = shutil.disk_usage(self._part.parent).free
+        if missing > free - self._reserve_bytes:
+            raise no_room(self._expected.name, missing, free, self._reserve_bytes)
 
     def _receive(self, file: IO[bytes], progress: _Progress, timeout: float, pulse: Callable[[], None]) -> None:
+        piece_bytes = self._meter.piece_bytes(READ_BYTES)
         with self._source.open(self._path, progress.size, timeout) as stream:
             while True:
                 self._progress = progress  # valid whenever what comes next breaks off without a wrong byte
                 pulse()
+                while self._meter.hold():
+                    pulse()
+                missing = self._expected.size_bytes - progress.size
+                if missing:
+                    self._check_room(min(piece_bytes, missing))  # others fill the disk, too
                 # One byte more than is signed shows a file that is too long without reading an endless one.
-                piece = stream.read(min(READ_BYTES, self._expected.size_bytes - progress.size + 1))
+                piece = stream.read(min(piece_bytes, missing + 1))
                 if not piece:
                     return
                 self.received_bytes += len(piece)
+                self._meter.spend_on_model(len(piece))
                 if progress.size + len(piece) > self._expected.size_bytes:
                     progress.proven = 0
                     raise _too_long(self._expected)
                 file.write(piece)
+                if (progress.size + len(piece)) // SYNC_BYTES > progress.size // SYNC_BYTES:
+                    _sync(file)
                 progress.add(piece)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def no_room(what: str, missing: int, free: int, reserve_bytes: int) -> DiskFullError:
+    """The error that says by how much *what* does not fit."""
+    kept = f", of which {reserve_bytes} are kept free (models.min_free_disk_bytes)" if reserve_bytes else ""
+    return DiskFullError(f"{what} needs {missing} bytes more; the disk of the store has {free}{kept}.")
 
 
 class _Progress:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from outstation.errors import ConfigurationError, MissingExtraError, RepositoryError, from_os_error
+from outstation.errors import ConfigurationError, MissingExtraError, from_os_error, mapped_os_errors
 
 try:
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import (
         BestAvailableEncryption,
@@ -18,33 +19,15 @@ try:
         NoEncryption,
         PrivateFormat,
         load_pem_private_key,
+        load_pem_public_key,
     )
 except ImportError as exc:
     raise MissingExtraError("signing", "Signing models") from exc
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 ROOT_KEYS = ("root1", "root2", "root3")
 ROOT_THRESHOLD = 2
 ONLINE_ROLES = ("targets", "snapshot", "timestamp")
-
-
-def make_keys(folder: Path, passphrase: bytes | None = None) -> dict[str, CryptoSigner]:
-    """New Ed25519 keys for every role, each in a file ``NAME.pem`` of *folder* that only its owner can read.
-
-    Never overwrites: RepositoryError if one is there. DiskError when it cannot be written.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        names = (*ROOT_KEYS, *ONLINE_ROLES)
-        for name in names:
-            if (folder / f"{name}.pem").exists():
-                raise RepositoryError(
-                    f"{folder / f'{name}.pem'} is there already.",
-                    hint="Choose another folder; keys are never overwritten.",
-                )
-        return {name: _make_key(folder / f"{name}.pem", passphrase) for name in names}
-    except OSError as exc:
-        raise from_os_error(exc, doing="write the keys", path=folder) from exc
 
 
 def read_key(folder: Path, name: str, passphrase: bytes | None = None) -> CryptoSigner:
@@ -70,13 +53,26 @@ def read_key(folder: Path, name: str, passphrase: bytes | None = None) -> Crypto
     return CryptoSigner(key)
 
 
-def _make_key(path: Path, passphrase: bytes | None) -> CryptoSigner:
+def make_key(path: Path, passphrase: bytes | None = None) -> CryptoSigner:
+    """A new Ed25519 key in the file *path*, that only its owner can read. Never overwrites. StorageError."""
     key = Ed25519PrivateKey.generate()
     encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
     data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with mapped_os_errors(doing="write the key", path=path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     return CryptoSigner(key)
+
+
+def read_public_key(text: str) -> Key:
+    """The public key in the PEM *text*, of any kind that python-tuf can verify; ConfigurationError if it is none."""
+    try:
+        return SSlibKey.from_crypto(load_pem_public_key(text.encode()))
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise ConfigurationError(
+            f"That is no public key in PEM form: {exc}.", hint="As `openssl pkey -pubout` writes it."
+        ) from exc

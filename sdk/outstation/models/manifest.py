@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import msgspec
 
 from outstation.errors import ManifestError
+from outstation.models.histograms import Baseline, histogram_problem
 from outstation.models.processing import (
     InputStep,
     Kind,
@@ -124,7 +125,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     golden: Golden | None = None
     budgets: Budgets = Budgets()
     requires: Requires = Requires()
-    baseline: dict[str, Any] | None = None  # of the training set, a feature a key, for drift
+    baseline: Baseline | None = None
     metrics: dict[str, float] = {}  # measured by the publisher, as in {"accuracy": 0.97}
     provenance: dict[str, str] = {}  # where it comes from, as in {"commit": "1f2e3d"}
 
@@ -196,6 +197,8 @@ def check_manifest(manifest: Manifest) -> None:
             raise _error(field, f"{path!r} is not among the files")
     for field, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         _check_tensors(field, specs)
+    if manifest.baseline is not None:
+        _check_baseline(manifest, manifest.baseline)
     if manifest.processing is not None:
         _check_processing(manifest, manifest.processing)
     for metric, value in manifest.metrics.items():
@@ -261,6 +264,16 @@ def _check_tensors(field: str, specs: tuple[TensorSpec, ...]) -> None:
         if spec.name in names:
             raise _error(f"{field}[{index}].name", f"{spec.name!r} is there twice")
         names.add(spec.name)
+
+
+def _check_baseline(manifest: Manifest, baseline: Baseline) -> None:
+    for field, histograms, specs in (
+        ("inputs", baseline.inputs, manifest.inputs),
+        ("outputs", baseline.outputs, manifest.outputs),
+    ):
+        problem = histogram_problem(histograms, {spec.name for spec in specs})
+        if problem is not None:
+            raise _error(f"baseline.{field}{problem[0]}", problem[1])
 
 
 def _check_processing(manifest: Manifest, processing: Processing) -> None:

@@ -22,9 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class OrderKind(str, Enum):
-    """What is to be done with one version."""
+    """What is to be done."""
 
     PIN = "pin"  # hold the model at this version; "" lets go
+    COLLECT = "collect"  # delete what no version needs; of no model
     RETRY = "retry"  # try it again although it was turned down
 
 
@@ -32,14 +33,15 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One order."""
 
     kind: OrderKind
-    name: str
+    name: str = ""
     version: str = ""
 
 
 def give_order(store: Path, order: Order) -> None:
     """Leave *order* in the model store *store*, durably. InvalidNameError, StorageError."""
-    checked_name(MODEL_NAME, order.name, "model")
-    if order.version or order.kind is not OrderKind.PIN:
+    if order.kind is not OrderKind.COLLECT:
+        checked_name(MODEL_NAME, order.name, "model")
+    if order.version or order.kind is OrderKind.RETRY:
         checked_version(order.version)
     make_directories(store / ORDERS)
     write_atomically(store / ORDERS / f"{time.time_ns():020d}.json", msgspec.json.encode(order))

@@ -55,7 +55,7 @@ class ModelProbe:
             names = [spec.name for spec in self.outputs]
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
         except Exception as exc:
-            raise InferenceError(f"The model cannot compute the golden inputs: {_short(exc)}") from exc
+            raise InferenceError(f"The model cannot compute the inputs given: {_short(exc)}") from exc
 
 
 class ProcessedProbe:
@@ -94,11 +94,13 @@ def golden_file(probe: Probe, source: Path, target: Path, golden: Golden, *, che
     expected = {key.removeprefix(_OUTPUT): array for key, array in arrays.items() if key.startswith(_OUTPUT)}
     _check_names(probe, source, arrays, inputs, expected)
     cases = _cases(probe, source, inputs)
-    answers = _answers(probe, cases, inputs) if check or not expected else {}
+    computed = _answers(probe, cases, inputs) if check or not expected else {}
     for name, array in expected.items():
         if check:
-            _compare(source, name, array, answers[name], golden)
-    kept = expected or answers
+            _compare(source, name, array, computed[name], golden)
+    if not expected:
+        _check_numbers(source, computed)
+    kept = expected or computed
     if any(len(array) != cases for array in kept.values()):
         raise InvalidInputError(f"{source.name}: inputs and outputs do not hold the same number of cases.")
     with target.open("wb") as file:
@@ -112,13 +114,20 @@ def golden_file(probe: Probe, source: Path, target: Path, golden: Golden, *, che
 
 def read_cases(probe: Probe, source: Path) -> list[dict[str, Any]]:
     """The inputs of each case in *source*, an .npz as for :func:`golden_file`; outputs in it are passed over."""
+    cases, inputs = read_rows(probe, source)
+    return calls(probe, cases, inputs)
+
+
+def read_rows(probe: Probe, source: Path, most: int = MAX_CASES) -> tuple[int, dict[str, Any]]:
+    """How many cases *source* holds, at most *most*, and the inputs of all of them, by name, first axis the cases."""
     arrays = _read(source)
     inputs = {key.removeprefix(_INPUT): array for key, array in arrays.items() if key.startswith(_INPUT)}
     _check_names(probe, source, {_INPUT + name: array for name, array in inputs.items()}, inputs, {})
-    return _calls(probe, _cases(probe, source, inputs), inputs)
+    return _cases(probe, source, inputs, most), inputs
 
 
-def _calls(probe: Probe, cases: int, inputs: Arrays) -> list[dict[str, Any]]:
+def calls(probe: Probe, cases: int, inputs: Arrays) -> list[dict[str, Any]]:
+    """One call for each of the first *cases* of *inputs*."""
     ranks = {spec.name: len(spec.shape) for spec in probe.inputs}
     return [
         {name: a[case] if a.ndim == ranks[name] + 1 else a[case : case + 1] for name, a in inputs.items()}
@@ -129,7 +138,7 @@ def _calls(probe: Probe, cases: int, inputs: Arrays) -> list[dict[str, Any]]:
 def _answers(probe: Probe, cases: int, inputs: Arrays) -> dict[str, Any]:
     """What the model answers to each case alone, put together along the first axis."""
     rows: dict[str, list[Any]] = {spec.name: [] for spec in probe.outputs}
-    for one in _calls(probe, cases, inputs):
+    for one in calls(probe, cases, inputs):
         for name, answer in probe.run(one).items():
             rows[name].append(answer)
     specs = {spec.name: spec for spec in probe.outputs}
@@ -139,11 +148,11 @@ def _answers(probe: Probe, cases: int, inputs: Arrays) -> dict[str, Any]:
     }
 
 
-def _cases(probe: Probe, source: Path, inputs: Arrays) -> int:
+def _cases(probe: Probe, source: Path, inputs: Arrays, most: int = MAX_CASES) -> int:
     lengths = {len(array) if array.ndim else 0 for array in inputs.values()}
-    if len(lengths) != 1 or not 0 < max(lengths) <= MAX_CASES:
+    if len(lengths) != 1 or not 0 < max(lengths) <= most:
         raise InvalidInputError(
-            f"{source.name}: the inputs hold {sorted(lengths)} cases; the same number, 1 to {MAX_CASES}, is needed."
+            f"{source.name}: the inputs hold {sorted(lengths)} cases; the same number, 1 to {most}, is needed."
         )
     for spec in probe.inputs:
         if inputs[spec.name].ndim - len(spec.shape) not in {0, 1}:
@@ -184,12 +193,25 @@ def _compare(source: Path, name: str, expected: Any, answer: Any, golden: Golden
         )
 
 
+def _check_numbers(source: Path, computed: Arrays) -> None:
+    """That the model's own answers may stand for what is expected of it: NaN is no answer, unless somebody says so."""
+    for name, array in computed.items():
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise InvalidInputError(
+                f"{source.name}: the model answers NaN in output/{name}.",
+                hint=f"If that is what it shall answer, say so with an array output/{name} in the file.",
+            )
+
+
 def _read(source: Path) -> dict[str, Any]:
     try:
         with np.load(source, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, KeyError) as exc:
         raise InvalidInputError(f"{source} cannot be read as a golden file (.npz without pickles): {exc}.") from exc
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy hands out what is no array as bytes
+            raise InvalidInputError(f"{source}: {key} is no array.")
     return {key if "/" in key else _INPUT + key: array for key, array in arrays.items()}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outstation.errors import ConfigurationError, InvalidInputError
+from outstation.errors import InvalidInputError, MissingExtraError
 from outstation.models.probe import ModelProbe, read_cases
 
 try:
@@ -20,7 +20,7 @@ try:
     from onnx import numpy_helper
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 except ImportError as exc:
-    raise ConfigurationError("Quantising needs the package onnx.", hint="pip install onnx") from exc
+    raise MissingExtraError("publishing", "Quantising a model") from exc
 import numpy as np
 
 # Kept scales may miss the float model's answers by so much more than fresh ones do, in the root mean square.

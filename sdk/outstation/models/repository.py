@@ -1,4 +1,6 @@
-"""A repository at the desk: read, listed, verified. The layout is TUF's, so any TUF client can read it as well.
+"""A repository at the desk, wherever it lives: read, listed, verified.
+
+The layout is TUF's, so any TUF client can read it as well.
 
 ::
 
@@ -9,13 +11,22 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuf.api.metadata import Snapshot, Timestamp
 
-from outstation.errors import ManifestError, OutstationError, RepositoryError, UntrustedError
+from outstation.errors import (
+    AccessDeniedError,
+    ManifestError,
+    ModelNotFoundError,
+    OutstationError,
+    RepositoryError,
+    UntrustedError,
+)
 from outstation.models.chain import (
     YANKED,
     Chain,
@@ -27,13 +38,15 @@ from outstation.models.chain import (
     verify_chain,
 )
 from outstation.models.deltas import is_delta
-from outstation.models.fetch import Expected, FolderSource, fetch_bytes
+from outstation.models.fetch import READ_BYTES, Download, Expected, fetch_bytes
 from outstation.models.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
-from outstation.models.store import file_sha256
+from outstation.models.place import TIMEOUT, Place, open_place
 from outstation.models.versions import is_version, newest_first
 
-# Reading a file of the desk's own disk does not wait for anybody.
-_NO_WAIT = 60.0
+TIMESTAMP = "metadata/timestamp.json"
+FIRST_ROOT = "metadata/1.root.json"
+# A root is signed anew every few years; a server that has ever another one is not believed for ever.
+MAX_ROOTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +60,25 @@ class Published:
 
 
 class Repository:
-    """A repository in a folder, its metadata verified from its own first root. RepositoryError if there is none."""
+    """A repository in a folder, a bucket or elsewhere, its metadata verified from its own first root.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.metadata = read_metadata(folder)
+    ``mark`` is that of the timestamp that was read. RepositoryError if there is none, LinkError, SettingsError.
+    """
+
+    def __init__(self, where: Path | str | Place) -> None:
+        self.place = open_place(where)
+        self.metadata, self.mark = read_metadata(self.place)
         self.chain: Chain = verify_chain(self.metadata)
-        self._source = FolderSource(folder)
 
-    @property
-    def root_path(self) -> Path:
-        """The first root: what a device must be given at enrolment."""
-        return self.folder / "metadata" / "1.root.json"
+    def metadata_files(self) -> dict[str, bytes]:
+        """What a reader asks for to believe the present state: path → bytes."""
+        roots = {f"metadata/{number}.root.json": data for number, data in enumerate(self.metadata.roots, 1)}
+        return {
+            **roots,
+            f"metadata/{self.chain.targets.version}.targets.json": self.metadata.targets,
+            f"metadata/{self.chain.snapshot.version}.snapshot.json": self.metadata.snapshot,
+            TIMESTAMP: self.metadata.timestamp,
+        }
 
     def versions(self) -> list[tuple[str, str]]:
         """Name and version of all that is published: names in order, versions from the newest down."""
@@ -75,14 +95,35 @@ class Repository:
         if entry.size_bytes > MAX_MANIFEST_BYTES:
             raise ManifestError(f"{entry.path} is larger than any manifest.")
         expected = Expected(entry.path, entry.sha256, entry.size_bytes)
-        manifest = parse_manifest(fetch_bytes(self._source, entry.source_path, expected, _NO_WAIT))
+        manifest = parse_manifest(fetch_bytes(self.place, entry.source_path, expected, TIMEOUT))
         return Published(name, version, manifest, str(entry.custom.get(YANKED, "")))
 
-    def file(self, manifest: Manifest, path: str) -> Path:
-        """Where the file *path* of a version lies. UntrustedError when it is missing or not what was signed."""
+    def file(self, manifest: Manifest, path: str, scratch: Path) -> Path:
+        """The file *path* of a version on this disk: where it lies, else fetched into *scratch*, once.
+
+        UntrustedError when it is missing or not what was signed.
+        """
         target = f"{manifest.name}/{manifest.version}/{path}"
-        self._check_target(target)
-        return self.folder / signed_file(self.chain, target).source_path
+        entry = signed_file(self.chain, target)
+        found = self.place.local(entry.source_path)
+        if found is not None:
+            self._check_target(target)
+            return found
+        fetched = scratch / entry.sha256
+        if not fetched.exists():
+            part = fetched.with_name(fetched.name + ".part")
+            self.copy(target, part)
+            part.rename(fetched)
+        return fetched
+
+    def copy(self, target: str, file: Path) -> None:
+        """Fetch the file of *target* into *file*, checked. UntrustedError when it is missing or not what was signed."""
+        entry = signed_file(self.chain, target)
+        expected = Expected(entry.path, entry.sha256, entry.size_bytes)
+        try:
+            Download(self.place, entry.source_path, file, expected).run(TIMEOUT)
+        except ModelNotFoundError as exc:
+            raise _missing(entry) from exc
 
     def deltas(self, name: str, version: str) -> list[SignedFile]:
         """The deltas that make files of one version, by path."""
@@ -106,11 +147,15 @@ class Repository:
 
     def _check_target(self, path: str) -> None:
         entry = signed_file(self.chain, path)
-        place = self.folder / entry.source_path
+        digest, left = hashlib.sha256(), entry.size_bytes + 1  # one more shows a file that is too long
         try:
-            found = file_sha256(place)
-        except FileNotFoundError:
-            raise UntrustedError(f"{path} is signed but missing ({entry.source_path}).") from None
+            with self.place.open(entry.source_path, 0, TIMEOUT) as stream:
+                while left and (piece := stream.read(min(left, READ_BYTES))):
+                    digest.update(piece)
+                    left -= len(piece)
+        except ModelNotFoundError as exc:
+            raise _missing(entry) from exc
+        found = digest.hexdigest()
         if found != entry.sha256:
             raise UntrustedError(f"{path} has sha256 {found[:12]}…, the publisher signed {entry.sha256[:12]}….")
 
@@ -139,26 +184,36 @@ def _said(prefix: str, check: Callable[..., None], *arguments: str) -> Iterator[
         yield f"{prefix}{exc}"
 
 
-def read_metadata(folder: Path) -> TrustedMetadata:
-    """The metadata as it lies in *folder*, not verified. RepositoryError when it is no repository."""
-    metadata = folder / "metadata"
-    if not (metadata / "timestamp.json").is_file():
-        what = "is empty" if folder.is_dir() and not any(folder.iterdir()) else "holds no repository"
-        raise RepositoryError(
-            f"{folder} {what if folder.is_dir() else 'is no folder'}.",
-            hint=f"Make a repository there with `outstation model init {folder} --keys FOLDER`.",
-        )
+def _missing(entry: SignedFile) -> UntrustedError:
+    return UntrustedError(f"{entry.path} is signed but missing ({entry.source_path}).")
+
+
+def read_metadata(place: Place) -> tuple[TrustedMetadata, str]:
+    """The metadata as it lies there, not verified, and the mark of its timestamp. RepositoryError if there is none."""
     try:
-        roots = [(metadata / "1.root.json").read_bytes()]
-        while (following := metadata / f"{len(roots) + 1}.root.json").is_file():
-            roots.append(following.read_bytes())
-        timestamp = (metadata / "timestamp.json").read_bytes()
-        with judged("timestamp.json"):
-            number = signed(Timestamp, timestamp).snapshot_meta.version
-        snapshot = (metadata / f"{number}.snapshot.json").read_bytes()
+        # In this order: where a key is replaced, the old and the new one sign together before the new root is there.
+        roots = tuple(_roots(place))
+        found = place.read(TIMESTAMP)
+    except ModelNotFoundError as exc:
+        raise RepositoryError(
+            f"{place} holds no repository.",
+            hint=f"Make one there with `outstation model init {place} --keys FOLDER`.",
+        ) from exc
+    with judged("timestamp.json"):
+        number = signed(Timestamp, found.data).snapshot_meta.version
+    try:
+        snapshot = place.read(f"metadata/{number}.snapshot.json").data
         with judged("snapshot.json"):
             meta = signed(Snapshot, snapshot).meta["targets.json"]
-        targets = (metadata / f"{meta.version}.targets.json").read_bytes()
-    except OSError as exc:
-        raise RepositoryError(f"The repository {folder} cannot be read: {exc.strerror}: {exc.filename}.") from exc
-    return TrustedMetadata(roots=tuple(roots), timestamp=timestamp, snapshot=snapshot, targets=targets)
+        targets = place.read(f"metadata/{meta.version}.targets.json").data
+    except ModelNotFoundError as exc:
+        raise RepositoryError(f"The repository {place} is not whole: {exc}") from exc
+    return TrustedMetadata(roots=roots, timestamp=found.data, snapshot=snapshot, targets=targets), found.mark
+
+
+def _roots(place: Place) -> Iterator[bytes]:
+    yield place.read(FIRST_ROOT).data
+    # A bucket that may not be listed refuses what is not there.
+    with suppress(ModelNotFoundError, AccessDeniedError):
+        for number in range(2, MAX_ROOTS):
+            yield place.read(f"metadata/{number}.root.json").data

@@ -3,19 +3,22 @@
 ::
 
     (unknown) ──OFFER──▶ offered ──BEGIN──▶ downloading ──COMPLETE──▶ verified ──PASS──▶ staged ──ADMIT──▶ probation
-                            ▲                                                                                │ PROVE
-    refused, rejected,      │                                                                                ▼
-    rolled_back ──FORGIVE───┘        superseded ──OFFER──▶ offered                  superseded ◀──REPLACE── active
+                            ▲                                                 WATCH │       ▲ ADMIT          │ PROVE
+    refused, rejected,      │                                                       ▼       │                ▼
+    rolled_back ──FORGIVE───┘        superseded ──OFFER──▶ offered                  shadow ─┘              active
+                                                                                     superseded ◀──REPLACE──┘
 
-DISTRUST ends in refused (a check of trust), FAIL in rejected (load, goldens, budgets), FAULT in rolled_back (live
-traffic), RECALL takes a version back because another one is wanted, DAMAGE sends one whose files on the disk are no
-longer whole back to the start. What is refused, rejected or rolled back stays so until FORGIVE.
+DISTRUST ends in refused (a check of trust), FAIL in rejected (load, goldens, budgets, in the shadow of the active
+version), FAULT in rolled_back (live traffic), RECALL takes a version back because another one is wanted, DAMAGE sends
+one whose files on the disk are no longer whole back to the start. What is refused, rejected or rolled back stays so
+until FORGIVE.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
@@ -33,6 +36,7 @@ class Event(str, Enum):
     BEGIN = "begin"  # its files are being fetched
     COMPLETE = "complete"  # every file is here and has the signed hash
     PASS = "pass"  # noqa: S105 - not a password: it loads, and met its goldens and budgets
+    WATCH = "watch"  # it computes beside the active version, whose answers count
     ADMIT = "admit"  # it answers, on trial
     PROVE = "prove"  # the trial is over
     REPLACE = "replace"  # another version was proved
@@ -60,9 +64,14 @@ TABLE: Mapping[tuple[ModelPhase | None, Event], ModelPhase] = {
     (P.VERIFIED, E.FAIL): P.REJECTED,
     (P.VERIFIED, E.RECALL): P.SUPERSEDED,
     (P.VERIFIED, E.DAMAGE): P.OFFERED,
+    (P.STAGED, E.WATCH): P.SHADOW,
     (P.STAGED, E.ADMIT): P.PROBATION,
     (P.STAGED, E.RECALL): P.SUPERSEDED,
     (P.STAGED, E.DAMAGE): P.OFFERED,
+    (P.SHADOW, E.ADMIT): P.PROBATION,
+    (P.SHADOW, E.FAIL): P.REJECTED,
+    (P.SHADOW, E.RECALL): P.SUPERSEDED,
+    (P.SHADOW, E.DAMAGE): P.OFFERED,
     (P.PROBATION, E.PROVE): P.ACTIVE,
     (P.PROBATION, E.FAULT): P.ROLLED_BACK,
     (P.PROBATION, E.RECALL): P.SUPERSEDED,
@@ -76,7 +85,7 @@ TABLE: Mapping[tuple[ModelPhase | None, Event], ModelPhase] = {
     (P.ROLLED_BACK, E.FORGIVE): P.OFFERED,
 }
 TURNED_DOWN = frozenset({P.REFUSED, P.REJECTED, P.ROLLED_BACK})
-ON_ITS_WAY = frozenset({P.OFFERED, P.DOWNLOADING, P.VERIFIED, P.STAGED})
+ON_ITS_WAY = frozenset({P.OFFERED, P.DOWNLOADING, P.VERIFIED, P.STAGED, P.SHADOW})
 
 
 class MoveError(RuntimeError):
@@ -121,6 +130,11 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
         return self._only(P.PROBATION)
 
     @property
+    def shadowed(self) -> str:
+        """The version that runs in the shadow of the active one, or ""."""
+        return self._only(P.SHADOW)
+
+    @property
     def answering(self) -> str:
         """The version that answers, or ""."""
         return self.candidate or self.active
@@ -129,6 +143,18 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
         """Where *version* stands; None when nothing is known of it."""
         known = self.versions.get(version)
         return known.phase if known else None
+
+    def kept_because(self, version: str) -> str:
+        """Why the files of *version* are not deleted, in a word or two; "" when they may be."""
+        if version == self.answering:
+            return "answers"
+        if version == self.active:
+            return "active"
+        if version == self.last_good:
+            return "last good"
+        if version == self.pinned:
+            return "pinned"
+        return "on its way" if self.phase(version) in ON_ITS_WAY else ""
 
     def report(self, name: str) -> ModelReport:
         """For the far end: newest first."""
@@ -153,7 +179,7 @@ def moved(
     saved_bytes: int | None = None,
     software: str = "",
 ) -> ModelState:
-    """*model* after *event* happened to *version*: at most one active and one on trial, whatever happens."""
+    """*model* after *event* happened to *version*: at most one active, one in the shadow and one on trial."""
     old = model.versions.get(version)
     phase = next_phase(old.phase if old else None, event)
     versions = dict(model.versions)
@@ -169,6 +195,8 @@ def moved(
             last_good = ""
     if event is Event.ADMIT and model.candidate:
         raise MoveError(f"{model.candidate} is on trial already; {version} must wait.")
+    if event is Event.WATCH and model.shadowed:
+        raise MoveError(f"{model.shadowed} is in the shadow already; {version} must wait.")
     if event is Event.DAMAGE and last_good == version:
         last_good = ""
     since = old.since_unix_nano if old and old.phase is phase else at_unix_nano
@@ -224,6 +252,54 @@ def judge(elapsed: float, period: float, calls: int, errors: int) -> Verdict:
     if errors > 0:
         return Verdict.FAULTY
     return Verdict.PROVED if elapsed >= period else Verdict.WAIT
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a version does on live calls, as totals of one process: *calls* that it computed, *errors* among them.
+
+    In the shadow also the calls in which it disagreed with the active version, and those that it was spared because
+    it could not keep up.
+    """
+
+    calls: int = 0
+    errors: int = 0
+    disagreements: int = 0
+    dropped: int = 0
+
+    def in_words(self) -> str:
+        """One sentence on a shadow run, for the report."""
+        if self.errors:
+            return f"In the shadow {self.errors} of {self.calls} calls failed."
+        if not self.calls:
+            return "In the shadow no call came that could have been compared."
+        share = 100 * self.disagreements / self.calls
+        passed = f"; {self.dropped} were passed over" if self.dropped else ""
+        return f"In the shadow {self.disagreements} of {self.calls} calls disagreed ({share:.3g} %){passed}."
+
+
+def needs_shadow(model: ModelState, version: str, period: float) -> bool:
+    """Whether *version* runs in the shadow for *period* seconds before it answers.
+
+    Not beside nothing, not on the way back to an older version (what answers is doubted then), and not when someone
+    at the device has decided for it.
+    """
+    active = model.active
+    newer = bool(active) and newest_first((version, active))[0] == version != active
+    return period > 0 and newer and model.pinned != version
+
+
+def judge_shadow(elapsed: float, period: float, seen: Comparison, limit: float) -> Verdict:
+    """The verdict on a version *elapsed* seconds into its shadow run of *period* seconds.
+
+    One failed call is enough, at any time. How often it disagreed is judged at the end, when there is something to
+    divide by: a share of more than *limit* is too much. Without any call there is nothing against it.
+    """
+    if seen.errors > 0:
+        return Verdict.FAULTY
+    if elapsed < period:
+        return Verdict.WAIT
+    return Verdict.FAULTY if seen.disagreements > limit * seen.calls else Verdict.PROVED
 
 
 def is_sane(wanted: DesiredModel) -> bool:

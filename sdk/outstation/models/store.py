@@ -26,6 +26,7 @@ import msgspec
 from outstation.errors import ManifestError, StorageError, UntrustedError, mapped_os_errors
 from outstation.models.manifest import MANIFEST, Manifest, parse_manifest
 from outstation.models.rollout import ModelState
+from outstation.models.versions import newest_first
 from outstation.types import ModelReport
 
 if TYPE_CHECKING:
@@ -50,6 +51,16 @@ class InstalledModel:
     def model_path(self) -> Path:
         """The file for the runtime."""
         return self.folder / self.manifest.model
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A version that is not deleted, why not, and its size; what it shares with another one counts for both."""
+
+    name: str
+    version: str
+    why: str
+    size_bytes: int
 
 
 class StoreState(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +105,10 @@ class ModelStore:
         """The version of *name* that is on trial, or None. It answers calls while the trial lasts."""
         return self.installed(name, self.model(name).candidate)
 
+    def shadow(self, name: str) -> InstalledModel | None:
+        """The version of *name* that is to compute in the shadow of the active one, or None."""
+        return self.installed(name, self.model(name).shadowed)
+
     def answering(self, name: str) -> InstalledModel | None:
         """The version of *name* that answers: the candidate, else the active one, else None."""
         return self.installed(name, self.model(name).answering)
@@ -101,6 +116,24 @@ class ModelStore:
     def reports(self) -> tuple[ModelReport, ...]:
         """Every model and every version that was tried, for people and for the far end."""
         return tuple(model.report(name) for name, model in sorted(self.state().models.items()))
+
+    def kept(self) -> tuple[Kept, ...]:
+        """What is kept whatever room it takes: what answers, the last good and the pinned version, what comes in."""
+        return tuple(
+            Kept(name, version, why, found.manifest.size_bytes if found else 0)
+            for name, model in sorted(self.state().models.items())
+            for version in newest_first(model.versions)
+            if (why := model.kept_because(version))
+            for found in (self.installed(name, version),)
+        )
+
+    def used_bytes(self) -> int:
+        """Of all files and downloads here; a file that several versions share counts once."""
+        sizes = 0
+        for folder in ("blobs", "parts"):
+            with contextlib.suppress(FileNotFoundError):  # the folder, or a file that was just deleted
+                sizes += sum(path.stat().st_size for path in (self.directory / folder).iterdir())
+        return sizes
 
     def model(self, name: str) -> ModelState:
         """What is remembered of *name*; empty when nothing is."""

@@ -16,16 +16,15 @@ import msgspec
 
 from outstation._version import __version__
 from outstation.durable import FILES, TEMPORARY_SUFFIX, make_directories, move_atomically, write_atomically
-from outstation.errors import BufferLockedError, ManifestError, mapped_os_errors
+from outstation.errors import BufferLockedError, DiskFullError, ManifestError, mapped_os_errors
 from outstation.models.manifest import MANIFEST, Manifest, parse_manifest
-from outstation.models.rollout import ON_ITS_WAY, Event, ModelState, moved
+from outstation.models.rollout import Event, ModelState, moved
 from outstation.models.store import STATE, InstalledModel, ModelStore, StoreState, decoded_state, file_sha256
 from outstation.types import ModelPhase
 
 # Superseded versions that stay in the report; a shadow or twin holds 8 to 32 KB for everything.
 MAX_SUPERSEDED = 8
 _BUILDING = ".building"
-_NEEDED = ON_ITS_WAY | {ModelPhase.PROBATION, ModelPhase.ACTIVE}
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +79,18 @@ class StoreWriter(ModelStore):
             return self._put(name, _pruned(model))
 
     def note(self, name: str, version: str, reason: str) -> bool:
-        """Say why a version waits, without moving it; whether that is news."""
+        """Say why a version waits, without moving it; whether that is news. A full disk does not silence it."""
         with self._mutex:
             model = self.model(name)
             old = model.versions.get(version)
             if old is None or old.reason == reason:
                 return False
             versions = {**model.versions, version: msgspec.structs.replace(old, reason=reason)}
-            self._put(name, msgspec.structs.replace(model, versions=versions))
+            model = msgspec.structs.replace(model, versions=versions)
+            try:
+                self._put(name, model)
+            except DiskFullError:  # the reason is nothing that a restart would need
+                self._now = msgspec.structs.replace(self._now, models={**self._now.models, name: model})
             return True
 
     def pin(self, name: str, version: str) -> None:
@@ -155,17 +158,18 @@ class StoreWriter(ModelStore):
         shutil.rmtree(folder, ignore_errors=True)
         self._manifests.pop(folder, None)
 
-    def collect(self) -> int:
+    def collect(self, *, parts: bool = True) -> int:
         """Delete what no version needs any more; returns the bytes of the blobs that went.
 
-        Needed: versions that answer or are on their way, the pinned one and the last good one of each model.
+        Needed: versions that answer or are on their way, the pinned one and the last good one of each model. With
+        *parts*, downloads that no version in the store asks for go, too.
         """
         with self._mutex:
             needed = [
                 (name, version, state.digest)
                 for name, model in self._now.models.items()
                 for version, state in model.versions.items()
-                if state.digest and (state.phase in _NEEDED or version in (model.last_good, model.pinned))
+                if state.digest and model.kept_because(version)
             ]
             folders = {self.folder(*entry) for entry in needed}
             blobs = {sha256 for _, _, digest in needed for sha256 in self._blobs_of(digest)}
@@ -174,7 +178,8 @@ class StoreWriter(ModelStore):
                     shutil.rmtree(folder, ignore_errors=True)
                     self._manifests.pop(folder, None)
             freed = _delete_others(self.directory / "blobs", blobs)
-            _delete_others(self.directory / "parts", blobs)
+            if parts:
+                _delete_others(self.directory / "parts", blobs)
             return freed
 
     def _blobs_of(self, digest: str) -> set[str]:

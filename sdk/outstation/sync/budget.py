@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from outstation.bandwidth import Allowance, Bandwidth
 from outstation.clock import Clock
 from outstation.provider import Limits
 from outstation.settings import UplinkSettings
-from outstation.sync.pacing import Allowance, Hours
+from outstation.sync.pacing import Hours
 
 # On a metered link the account, the report and the canary come this many times more seldom.
 METERED_FACTOR = 60
@@ -24,14 +25,18 @@ class Budget:
     """Used by the uplink's thread alone; ``metered`` may be set from any."""
 
     def __init__(
-        self, settings: UplinkSettings, limits: Limits, clock: Clock, minute: Callable[[int], int] = local_minute
+        self,
+        settings: UplinkSettings,
+        limits: Limits,
+        clock: Clock,
+        minute: Callable[[int], int] = local_minute,
+        bandwidth: Bandwidth | None = None,
     ) -> None:
-        """Raises SettingsError for hours that are none."""
-        bits = settings.max_bits_per_second
+        """*bandwidth*: what the station may spend, else the settings' bound. SettingsError for hours that are none."""
         self.metered = settings.metered
         self._hours = Hours.parse(settings.send_hours)
         self._urgent = settings.urgent_priority
-        self._bytes = Allowance(None if bits is None else bits / 8)
+        self._bandwidth = bandwidth or Bandwidth(settings.max_bits_per_second, None, clock)
         self._messages = Allowance(limits.messages_per_second)
         self._clock = clock
         self._minute = minute
@@ -46,12 +51,11 @@ class Budget:
 
     def wait(self) -> float:
         """Seconds until the next message may leave; 0 = now."""
-        now = self._clock.monotonic()
-        return max(self._bytes.wait(now), self._messages.wait(now))
+        return max(self._bandwidth.wait(), self._messages.wait(self._clock.monotonic()))
 
     def spend(self, size_bytes: int) -> None:
         """A message of that size leaves."""
-        self._bytes.take(size_bytes)
+        self._bandwidth.spend(size_bytes)
         self._messages.take(1)
 
     def stretched(self, interval: float) -> float:

@@ -149,31 +149,6 @@ class Flow:
         self.window_bytes = max(self._floor_bytes, window_bytes)
 
 
-class Allowance:
-    """So much a second, with a second's worth in hand; None = as much as wanted. A token bucket that may go into debt.
-
-    Debt, so that what is larger than a second's worth passes too, and pays by the wait after it.
-    """
-
-    def __init__(self, per_second: float | None) -> None:
-        self._per_second = per_second
-        self._left = per_second or 0.0
-        self._at: float | None = None
-
-    def wait(self, now: float) -> float:
-        """Seconds until something may be taken; 0 = now."""
-        if self._per_second is None:
-            return 0.0
-        if self._at is not None:
-            self._left = min(self._per_second, self._left + (now - self._at) * self._per_second)
-        self._at = now
-        return max(0.0, -self._left / self._per_second)
-
-    def take(self, amount: float) -> None:
-        if self._per_second is not None:
-            self._left -= amount
-
-
 _WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-(?:([01]\d|2[0-3]):([0-5]\d)|24:00)")
 
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
+from outstation.bandwidth import Bandwidth
 from outstation.buffer import Buffer, Stream
 from outstation.clock import Clock
 from outstation.errors import DeadlineError, OutstationError, RefusedError, StorageError
@@ -55,8 +56,11 @@ class UplinkThread:
         *,
         on_link: Callable[[Link], None] = lambda _: None,
         jitter: Callable[[], float] = random.random,
+        bandwidth: Bandwidth | None = None,
     ) -> None:
-        """*on_link* hears, on the uplink's thread, when the link comes and goes. Raises SettingsError."""
+        """*on_link* hears, on the uplink's thread, when the link comes and goes. *bandwidth* is what the station may
+        spend, where others spend of it, too. Raises SettingsError.
+        """
         self._buffer = buffer
         self._provider = provider
         self._settings = settings
@@ -68,7 +72,7 @@ class UplinkThread:
         self._flow = Flow(settings.window_bytes)
         self._window = Window(settings.window_messages, self._flow.window_bytes)
         self._turns = Turns()
-        self._budget = Budget(settings, provider.limits, clock)
+        self._budget = Budget(settings, provider.limits, clock, bandwidth=bandwidth)
         self._lanes: dict[str, Lane] = {}
         self._word = Word(self._concerns, self._wake.set)
         self._ledgers: tuple[StreamReport, ...] = ()  # as told last on this connection

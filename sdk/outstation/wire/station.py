@@ -78,22 +78,29 @@ class AppendResponse:
 
 @dataclass(frozen=True, slots=True)
 class ModelHealth:
-    """How a version does on live traffic, counted since it began to answer."""
+    """How a version does on live traffic, counted since it began to answer, or to run in the shadow."""
 
     model: str
     version: str
     calls: int
     errors: int
+    disagreements: int = 0
+    dropped: int = 0
 
     def pack(self) -> bytes:
         return pb.ReportHealthRequest(
-            model=self.model, version=self.version, calls=self.calls, errors=self.errors
+            model=self.model,
+            version=self.version,
+            calls=self.calls,
+            errors=self.errors,
+            disagreements=self.disagreements,
+            dropped=self.dropped,
         ).SerializeToString()
 
     @classmethod
     def unpack(cls, data: bytes) -> ModelHealth:
         m = convert.parsed(pb.ReportHealthRequest, data)
-        return cls(m.model, m.version, m.calls, m.errors)
+        return cls(m.model, m.version, m.calls, m.errors, m.disagreements, m.dropped)
 
 
 @dataclass(frozen=True, slots=True)
