@@ -31,8 +31,8 @@ _MAX_UNSENT_BYTES = 1 << 20
 _STALL_TIMEOUT = 30.0
 # What all connections together may hold, in messages of the largest size.
 _MESSAGES_HELD = 4
-# File descriptors left for model files, the agent and the log.
-_SPARE_FILES = 64
+# File descriptors left for model files, the agent, the log, and regions of shared memory.
+_SPARE_FILES = 256
 _TICK = 1.0
 
 

@@ -11,13 +11,24 @@ from outstation.errors import (
     ModelNotFoundError,
     OutstationError,
     ProviderUnavailableError,
+    RegionExistsError,
+    RegionNotFoundError,
     WireError,
 )
+from outstation.wire.shared import REGION
 from outstation.wire.tensors import InferRequest, InferResponse
+
+# Of a call whose tensors lie elsewhere: as if it were larger than any.
+UNKNOWN_SIZE = 1 << 63
+_REGION = REGION.encode()
+# Names and parameters of tensors come first in every client's messages.
+_HEAD_BYTES = 4096
 
 # gRPC's status code and HTTP's for each error; the first that matches wins.
 _CODES: tuple[tuple[type[OutstationError], int, int], ...] = (
     (ModelNotFoundError, 5, 404),  # NOT_FOUND
+    (RegionNotFoundError, 5, 404),
+    (RegionExistsError, 6, 400),  # ALREADY_EXISTS
     (InvalidInputError, 3, 400),  # INVALID_ARGUMENT
     (WireError, 3, 400),
     (DeadlineError, 4, 504),  # DEADLINE_EXCEEDED
@@ -37,6 +48,11 @@ def http_code(error: OutstationError) -> int:
     return next(code for kind, _, code in _CODES if isinstance(error, kind))
 
 
+def names_shared_memory(message: bytes) -> bool:
+    """Whether a call's *message* may name tensors in shared memory: they can be of any size."""
+    return message.find(_REGION, 0, _HEAD_BYTES) >= 0
+
+
 class Job(Protocol):
     """A call of ModelInfer that waits to be computed. ``answer`` or ``fail`` is called once, from any thread."""
 
@@ -51,7 +67,9 @@ class Job(Protocol):
         ...
 
     @property
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """How much there is to decode; UNKNOWN_SIZE when that cannot be told without reading it."""
+        ...
 
     @property
     def deadline(self) -> float | None:

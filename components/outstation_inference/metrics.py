@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from outstation.wire.tensors import ModelKey, ModelStatistics
+from outstation.wire.questions import ModelKey, ModelStatistics
 from outstation_inference.service import InferenceService
 
 _Row = tuple[str, str, Callable[[ModelStatistics], float]]
@@ -19,8 +19,7 @@ _ROWS: tuple[_Row, ...] = (
 
 def page(service: InferenceService) -> str:
     """Every counter of every model that answers."""
-    ready = [model for model in service.index() if model.state == "READY"]
-    rows = [row for model in ready for row in service.statistics(ModelKey(model.name))]
+    rows = service.statistics(ModelKey(""))
     lines: list[str] = []
     for name, words, value in _ROWS:
         lines += [f"# HELP outstation_inference_{name} {words}", f"# TYPE outstation_inference_{name} counter"]

@@ -145,7 +145,10 @@ class Scheduler:
             if job.deadline is not None and job.deadline <= time.monotonic():
                 raise DeadlineError("The call's time was up before a worker was free.")
             request = job.request()
-            return Prepared(job, request, self._service.version_for(request))
+            version = self._service.version_for(request)
+            if request.shared or request.into:
+                request = self._service.located(request)
+            return Prepared(job, request, version, self._service.regions)
         except OutstationError as exc:
             job.fail(exc)
         except Exception:  # noqa: BLE001 - told to the caller, kept in the log
@@ -158,8 +161,7 @@ class Scheduler:
         left = deadline - time.monotonic() if watched and deadline is not None else None
         try:
             result = ready.version.run(ready.request.inputs, ready.request.outputs or None, left, self._deadlines)
-            ready.answer(result)
-            return 1
+            return ready.answer(result)
         except OutstationError as exc:
             ready.job.fail(exc)
         except Exception:  # noqa: BLE001 - told to the caller, kept in the log

@@ -9,7 +9,9 @@
     │   └── UnknownProviderError    no provider of that name is installed
     ├── InvalidInputError           change the call: names, types, shapes, sizes
     │   ├── InvalidNameError        a stream, model or station name outside its alphabet
-    │   └── RecordTooLargeError     one record over the bound of its stream
+    │   ├── RecordTooLargeError     one record over the bound of its stream
+    │   ├── RegionNotFoundError     no shared memory is registered under that name
+    │   └── RegionExistsError       shared memory is registered under that name already
     ├── StorageError                the data folder or its disk
     │   ├── BufferLockedError       another process owns the folder
     │   ├── BufferFullError         the policy says reject; free room or choose another policy
@@ -96,6 +98,14 @@ class InvalidNameError(InvalidInputError):
 
 class RecordTooLargeError(InvalidInputError):
     """One record is larger than its stream accepts."""
+
+
+class RegionNotFoundError(InvalidInputError):
+    """No shared memory is registered with the inference server under that name."""
+
+
+class RegionExistsError(InvalidInputError):
+    """Shared memory is registered with the inference server under that name already."""
 
 
 class StorageError(OutstationError):

@@ -150,7 +150,9 @@ def test_typed_contents_are_answered_with_typed_contents(server, scans):
             "no output 'digits'",
         ),
         (lambda c, x: c.get_model_metadata("other"), "NOT_FOUND", "no model 'other'"),
-        (lambda c, x: c.load_model("other"), "UNIMPLEMENTED", "no method"),
+        (lambda c, x: c.load_model("other"), "NOT_FOUND", "no model 'other'"),
+        (lambda c, x: c.register_cuda_shared_memory("r", b"", 0, 8), "UNIMPLEMENTED", "no method"),
+        (lambda c, x: c.get_trace_settings(), "UNIMPLEMENTED", "no method"),
     ],
 )
 def test_a_wrong_call_is_refused_with_the_protocols_code(server, scans, call, code, words):

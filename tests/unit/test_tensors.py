@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from outstation.errors import InvalidInputError, OutstationError, WireError
-from outstation.wire import tensors
+from outstation.wire import questions
 from outstation.wire.datatypes import DTYPES, datatype_of, from_raw, object_array, to_raw
 from outstation.wire.generated import open_inference_pb2 as pb
 from outstation.wire.tensors import InferRequest, InferResponse
@@ -167,19 +167,19 @@ def test_an_array_that_the_protocol_cannot_name_is_refused():
 
 
 def test_metadata_and_flags_survive_the_wire():
-    model = tensors.ModelMetadata(
+    model = questions.ModelMetadata(
         "m",
         ("1", "2"),
         "onnx",
-        (tensors.TensorMetadata("x", "FP32", (-1, 8)),),
-        (tensors.TensorMetadata("y", "BYTES", ()),),
+        (questions.TensorMetadata("x", "FP32", (-1, 8)),),
+        (questions.TensorMetadata("y", "BYTES", ()),),
     )
     for method, request, response in (
-        (tensors.SERVER_LIVE, None, True),
-        (tensors.SERVER_READY, None, False),
-        (tensors.MODEL_READY, tensors.ModelKey("m", "1"), True),
-        (tensors.SERVER_METADATA, None, tensors.ServerMetadata("s", "1", ("e",))),
-        (tensors.MODEL_METADATA, tensors.ModelKey("m"), model),
+        (questions.SERVER_LIVE, None, True),
+        (questions.SERVER_READY, None, False),
+        (questions.MODEL_READY, questions.ModelKey("m", "1"), True),
+        (questions.SERVER_METADATA, None, questions.ServerMetadata("s", "1", ("e",))),
+        (questions.MODEL_METADATA, questions.ModelKey("m"), model),
     ):
         assert method.request.decode(method.request.encode(request)) == request
         assert method.response.decode(method.response.encode(response)) == response

@@ -1,0 +1,241 @@
+"""System shared memory, as Triton's clients use it: tensors that lie in ``/dev/shm`` instead of in a message.
+
+A region is read and written as the file that it is, and never mapped. Its owner may change, shrink or delete it at any
+moment: a mapping that was cut short would end this process with SIGBUS, and a tensor that changes while a model reads
+it could lead a kernel astray. So a call computes with a copy (docs/adr/0036-shared-memory-is-copied.md).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from outstation.errors import (
+    ClosedError,
+    InvalidInputError,
+    ProviderUnavailableError,
+    RegionExistsError,
+    RegionNotFoundError,
+)
+from outstation.wire.datatypes import Array, from_raw, to_raw
+from outstation.wire.shared import MAX_BYTES, Region, SharedTensor, Window
+
+# Where POSIX shared memory lives on Linux. A key names a file right here and nowhere else.
+_FOLDER = "/dev/shm"  # noqa: S108 - not a place for temporary files of ours
+# Named semaphores of other programs lie beside the memory; they are nobody's tensors.
+_SEMAPHORES = "sem."
+# The longest name of a file; what a region is called here is bounded alike.
+_MAX_NAME = 255
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    region: Region
+    descriptor: int
+    file: tuple[int, int]  # device and inode: two names may lead to the same memory
+
+
+class Regions:
+    """The regions that clients have registered, *limit* at most (0 = none may). Thread-safe.
+
+    What one call reads from all of them is bounded by *max_bytes*, as if it had come in its message.
+    """
+
+    def __init__(self, limit: int, max_bytes: int) -> None:
+        self._limit = limit
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._open: dict[str, _Open] = {}
+        self._closed = False
+
+    def register(self, region: Region) -> None:
+        """Take *region* under its name. A name whose memory was deleted since may be taken again.
+
+        InvalidInputError when it is not memory of that size that this process may use, RegionExistsError,
+        ProviderUnavailableError when there are too many.
+        """
+        if self._limit == 0:
+            raise ProviderUnavailableError(
+                "No shared memory is taken here.",
+                hint="Set inference.max_shared_regions, and listen only where this device alone can reach.",
+            )
+        if not region.name or len(region.name) > _MAX_NAME:
+            raise InvalidInputError(f"A region's name has 1 to {_MAX_NAME} characters.")
+        opened = _opened(region)
+        try:
+            with self._lock:
+                self._make_room(region.name)
+                self._open[region.name] = opened
+        except BaseException:
+            os.close(opened.descriptor)
+            raise
+
+    def status(self, name: str) -> tuple[Region, ...]:
+        """The region *name*, or all of them when it is ""; RegionNotFoundError."""
+        with self._lock:
+            found = [opened.region for key, opened in self._open.items() if not name or key == name]
+        if name and not found:
+            raise _unknown(name)
+        return tuple(found)
+
+    def unregister(self, name: str) -> None:
+        """Let go of the region *name*, or of all when it is "". Nothing happens when there is none."""
+        with self._lock:
+            for key in [name] if name else list(self._open):
+                self._forget(key)
+
+    def check(self, into: Mapping[str, Window]) -> None:
+        """Whether outputs can be put *into* these windows as far as can be told now; InvalidInputError."""
+        with self._lock:
+            places = sorted((*self._place(window, f"Output {name!r}"), name) for name, window in into.items())
+        for (file, _, end, one), (other_file, begin, _, other) in pairwise(places):
+            if file == other_file and begin < end:
+                raise InvalidInputError(f"The outputs {one!r} and {other!r} share bytes of the same memory.")
+
+    def read(self, tensors: Mapping[str, SharedTensor]) -> dict[str, Array]:
+        """A copy of each of *tensors*; InvalidInputError when its region is not there or smaller than claimed."""
+        total = sum(tensor.window.size_bytes for tensor in tensors.values())
+        if total > self._max_bytes:
+            raise InvalidInputError(
+                f"The inputs in shared memory have {total} bytes; {self._max_bytes} is the most.",
+                hint="Set inference.max_message_bytes: it bounds what a call brings, whichever way.",
+            )
+        return {name: self._read(tensor, f"Input {name!r}") for name, tensor in tensors.items()}
+
+    def write(self, into: Mapping[str, Window], outputs: Mapping[str, Array]) -> dict[str, Window]:
+        """Put *outputs* there; where each lies now. None is written when one does not fit (InvalidInputError)."""
+        parts = {name: _bytes_of(outputs[name]).data for name in into}
+        for name, window in into.items():
+            if len(parts[name]) > window.size_bytes:
+                raise InvalidInputError(
+                    f"Output {name!r} has {len(parts[name])} bytes; {window.size_bytes} were given for it.",
+                )
+        self.check(into)
+        return {name: self._write(window, parts[name], f"Output {name!r}") for name, window in into.items()}
+
+    def close(self) -> None:
+        """Let go of every region. Idempotent."""
+        with self._lock:
+            self._closed = True
+            for name in list(self._open):
+                self._forget(name)
+
+    def _make_room(self, name: str) -> None:
+        if self._closed:
+            raise ClosedError("The inference server has stopped.")
+        if name in self._open:
+            if not _deleted(self._open[name]):
+                raise RegionExistsError(f"A region {name!r} is registered already.", hint="Unregister it first.")
+            self._forget(name)
+        if len(self._open) >= self._limit:
+            # Left behind by clients that ended without a word; nobody new can find that memory.
+            for key in [key for key, opened in self._open.items() if _deleted(opened)]:
+                self._forget(key)
+        if len(self._open) >= self._limit:
+            raise ProviderUnavailableError(
+                f"{self._limit} regions are registered already.", hint="Unregister those that are not in use."
+            )
+
+    def _forget(self, name: str) -> None:
+        opened = self._open.pop(name, None)
+        if opened is not None:
+            os.close(opened.descriptor)
+
+    def _place(self, window: Window, where: str) -> tuple[tuple[int, int], int, int]:
+        """Which file *window* is in, and its first byte and its end there. The lock is held."""
+        opened = self._open.get(window.region)
+        if opened is None:
+            raise _unknown(window.region)
+        region = opened.region
+        if window.offset + window.size_bytes > region.size_bytes:
+            raise InvalidInputError(
+                f"{where} is {window.size_bytes} bytes from {window.offset} on; "
+                f"the region {region.name!r} has {region.size_bytes}."
+            )
+        begin = region.offset + window.offset
+        return opened.file, begin, begin + window.size_bytes
+
+    @contextmanager
+    def _used(self, window: Window, where: str) -> Iterator[tuple[int, int]]:
+        """A descriptor for *window* and where it begins there; of our own, as the region may be unregistered now."""
+        with self._lock:
+            _, begin, end = self._place(window, where)
+            descriptor = os.dup(self._open[window.region].descriptor)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size < end:
+                raise InvalidInputError(
+                    f"{where} ends at byte {end} of the memory of region {window.region!r}, which has {size} now."
+                )
+            yield descriptor, begin
+        except OSError as exc:
+            raise InvalidInputError(f"{where}: the region {window.region!r} fails: {exc.strerror}.") from exc
+        finally:
+            os.close(descriptor)
+
+    def _read(self, tensor: SharedTensor, where: str) -> Array:
+        with self._used(tensor.window, where) as (descriptor, begin):
+            buffer = np.empty(tensor.window.size_bytes, np.uint8).data
+            at = 0
+            while at < len(buffer):
+                got = os.preadv(descriptor, [buffer[at:]], begin + at)
+                if not got:
+                    raise InvalidInputError(f"{where}: the region {tensor.window.region!r} has shrunk.")
+                at += got
+        return from_raw(where, tensor.datatype, tensor.shape, buffer)
+
+    def _write(self, window: Window, data: memoryview, where: str) -> Window:
+        with self._used(window, where) as (descriptor, begin):
+            at = 0
+            while at < len(data):
+                at += os.pwritev(descriptor, [data[at:]], begin + at)
+        return Window(window.region, window.offset, len(data))
+
+
+def _opened(region: Region) -> _Open:
+    name = region.key.removeprefix("/")
+    if not name or name in (".", "..") or "/" in name or "\0" in name or len(name.encode()) > _MAX_NAME:
+        raise InvalidInputError(
+            f"{region.key[:_MAX_NAME]!r} is no key of shared memory.", hint="It is a name as shm_open takes it: /NAME."
+        )
+    if name.startswith(_SEMAPHORES):
+        raise InvalidInputError(f"{region.key!r} is a semaphore.")
+    if not 0 < region.size_bytes <= MAX_BYTES or region.offset > MAX_BYTES:
+        raise InvalidInputError(f"A region of {region.size_bytes} bytes from {region.offset} on cannot be.")
+    try:
+        # A symbolic link would lead out of the folder, and opening a pipe would wait for its other end.
+        descriptor = os.open(f"{_FOLDER}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        raise InvalidInputError(
+            f"The shared memory {region.key!r} cannot be opened: {exc.strerror}.",
+            hint="It must be there before it is registered, and this server's user must be allowed to write to it.",
+        ) from exc
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_size < region.offset + region.size_bytes:
+        os.close(descriptor)
+        raise InvalidInputError(
+            f"The shared memory {region.key!r} has {found.st_size} bytes; "
+            f"the region is {region.size_bytes} from {region.offset} on."
+        )
+    return _Open(region, descriptor, (found.st_dev, found.st_ino))
+
+
+def _deleted(opened: _Open) -> bool:
+    return os.fstat(opened.descriptor).st_nlink == 0
+
+
+def _bytes_of(array: Array) -> Array:
+    if array.dtype.kind in "OSU":
+        return np.frombuffer(to_raw(array), np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _unknown(name: str) -> RegionNotFoundError:
+    return RegionNotFoundError(f"No region {name[:_MAX_NAME]!r} is registered.", hint="Register it first.")
