@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as npst
 
 from outstation.errors import InvalidInputError, OutstationError, WireError
 from outstation.wire import questions
-from outstation.wire.datatypes import DTYPES, datatype_of, from_raw, object_array, to_raw
+from outstation.wire.datatypes import DTYPES, datatype_of, from_bf16, from_raw, object_array, to_bf16, to_raw
 from outstation.wire.generated import open_inference_pb2 as pb
 from outstation.wire.tensors import InferRequest, InferResponse
 
@@ -183,3 +183,13 @@ def test_metadata_and_flags_survive_the_wire():
     ):
         assert method.request.decode(method.request.encode(request)) == request
         assert method.response.decode(method.response.encode(response)) == response
+
+
+def test_bf16_is_fp32_rounded_to_its_upper_half():
+    exact = np.array([[0.0, -1.5], [np.inf, -np.inf]], np.float32)
+    assert np.array_equal(from_bf16(to_bf16(exact)), exact)
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F818001], np.uint32).view(np.float32)
+    assert to_bf16(ties).view(np.uint16).tolist() == [0x3F80, 0x3F82, 0x3F82]
+    assert np.isnan(from_bf16(to_bf16(np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)))).all()
+    for shape in ((), (0, 2), (2, 1, 2)):
+        assert from_bf16(to_bf16(np.ones(shape, np.float32))).shape == shape
