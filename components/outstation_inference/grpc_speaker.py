@@ -25,7 +25,14 @@ from outstation.wire.questions import (
     SHARED_MEMORY_STATUS,
     SHARED_MEMORY_UNREGISTER,
 )
-from outstation.wire.tensors import MODEL_INFER, MODEL_STREAM_INFER, InferRequest, InferResponse, StreamAnswer
+from outstation.wire.tensors import (
+    ASKS_FOR_FINAL,
+    MODEL_INFER,
+    MODEL_STREAM_INFER,
+    InferRequest,
+    InferResponse,
+    StreamAnswer,
+)
 from outstation_inference.chores import Chores
 from outstation_inference.front import Connection
 from outstation_inference.http2 import INVALID_ARGUMENT, OK, UNIMPLEMENTED, Http2, Message, Stream
@@ -99,6 +106,10 @@ class GrpcSpeaker:
     @property
     def idle(self) -> bool:
         return self._http.idle
+
+    @property
+    def stalled(self) -> bool:
+        return self._http.stalled
 
     @property
     def held_bytes(self) -> int:
@@ -205,13 +216,24 @@ class GrpcJob:
 class StreamJob(GrpcJob):
     """One message of ModelStreamInfer: its answer is a message too, and so is its error."""
 
-    __slots__ = ()
+    __slots__ = ("_final", "_id")
+
+    def __init__(self, connection: Connection, http: Http2, stream: Stream, data: bytes) -> None:
+        super().__init__(connection, http, stream, data)
+        self._id = ""  # until the call is read
+        self._final = False
+
+    def request(self) -> InferRequest:
+        request = super().request()
+        self._id = request.id
+        self._final = request.parameters.get(ASKS_FOR_FINAL) is True
+        return request
 
     def answer(self, response: InferResponse) -> None:
-        self._put(StreamAnswer(response))
+        self._put(StreamAnswer(response, final=self._final))
 
     def fail(self, error: OutstationError) -> None:
-        self._put(StreamAnswer(None, str(error)))
+        self._put(StreamAnswer(None, str(error), self._id, self._final))
 
     def _put(self, answer: StreamAnswer) -> None:
         data = MODEL_STREAM_INFER.response.encode(answer)

@@ -104,6 +104,7 @@ class Http2:
         self._peer_window = _DEFAULT_WINDOW  # of each new stream
         self._peer_frame = 16_384
         self._consumed = 0
+        self._unsent = 0  # bytes that wait in the streams for room in a window
         # A stream's window holds the largest message, so that only long streams need updates of it.
         self._our_window = min(_MAX_WINDOW, max_message_bytes + _DEFAULT_WINDOW)
         self._greet()
@@ -298,6 +299,7 @@ class Http2:
                 raise Http2Error(PROTOCOL_ERROR, f"stream {stream_id} is not open")
             return
         stream.cancelled = True
+        self._unsent -= len(stream.outgoing)
         stream.outgoing.clear()
 
     def _on_window_update(self, stream_id: int, payload: bytes) -> None:
@@ -376,6 +378,7 @@ class Http2:
             self._put(HEADERS, _END_HEADERS, stream.id, _RESPONSE_HEADERS)
         stream.outgoing += _PREFIX.pack(0, len(data))
         stream.outgoing += data
+        self._unsent += _PREFIX.size + len(data)
         self._pump(stream)
 
     def finish(self, stream: Stream, status: int, message: str = "", extra: Mapping[str, str | bytes] = {}) -> None:
@@ -402,6 +405,7 @@ class Http2:
                 return
             self._put(DATA, 0, stream.id, bytes(memoryview(outgoing)[:size]))
             del outgoing[:size]
+            self._unsent -= size
             self._window -= size
             stream.window -= size
         if stream.trailers is None or stream.id not in self.streams:
@@ -422,7 +426,12 @@ class Http2:
     @property
     def held_bytes(self) -> int:
         """What this connection keeps in memory of messages that are not whole, and of answers not yet sent."""
-        return len(self._input) + len(self.output) + sum(len(s.body) + len(s.outgoing) for s in self.streams.values())
+        return len(self._input) + len(self.output) + self._unsent + sum(len(s.body) for s in self.streams.values())
+
+    @property
+    def stalled(self) -> bool:
+        """Answers wait because the client's windows are full."""
+        return self._unsent > 0
 
     @property
     def idle(self) -> bool:

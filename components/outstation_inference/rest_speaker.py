@@ -77,6 +77,10 @@ class RestSpeaker:
         return self._http.idle
 
     @property
+    def stalled(self) -> bool:
+        return False  # HTTP/1.1 has no windows but the socket's
+
+    @property
     def held_bytes(self) -> int:
         return self._http.held_bytes
 

@@ -17,7 +17,7 @@ from outstation.errors import DeadlineError, InferenceError, OutstationError, Pr
 from outstation.inference.deadlines import Deadlines
 from outstation.settings import BatchingSettings, InferenceSettings
 from outstation_inference.batching import Prepared, batches, compute_together
-from outstation_inference.jobs import Job
+from outstation_inference.jobs import UNKNOWN_SIZE, Job
 from outstation_inference.service import InferenceService
 
 log = logging.getLogger("outstation.inference")
@@ -27,6 +27,8 @@ log = logging.getLogger("outstation.inference")
 QUICK = 0.001
 # What the reading thread computes before it looks at its connections again; the rest goes to the workers.
 MAX_INLINE = 0.005
+# What all calls that wait may hold, in messages of the largest size.
+_MESSAGES_HELD = 4
 # A message that takes long to decode is not for the reading thread, however quick its model.
 MAX_INLINE_BYTES = 256 << 10
 
@@ -42,6 +44,8 @@ class Scheduler:
         self._typical: dict[str, float] = {}  # seconds a call, by model: a moving mean
         self._state = threading.Condition()
         self._queue: deque[Job] = deque()
+        self._held = 0  # bytes of the calls in the queue
+        self._max_held = _MESSAGES_HELD * settings.max_message_bytes
         self._running = 0
         self._closing = False
         self._workers = [
@@ -87,13 +91,15 @@ class Scheduler:
         refused: list[Job] = []
         with self._state:
             for job in jobs:
-                if len(self._queue) + self._running >= self._capacity:
+                full = len(self._queue) + self._running >= self._capacity
+                if full or (self._queue and self._held + _weight(job) > self._max_held):
                     refused.append(job)
                 else:
                     self._queue.append(job)
+                    self._held += _weight(job)
             self._state.notify(len(jobs))
         for job in refused:
-            job.fail(ProviderUnavailableError(f"{self._capacity} calls wait already.", hint="Try again in a moment."))
+            job.fail(ProviderUnavailableError("As many calls as may wait do already.", hint="Try again in a moment."))
 
     def _work(self) -> None:
         while True:
@@ -113,6 +119,11 @@ class Scheduler:
 
     def _next(self) -> list[Job]:
         """The oldest call and, of a model with batching, those that may go with it. The lock is held."""
+        jobs = self._taken()
+        self._held -= sum(map(_weight, jobs))
+        return jobs
+
+    def _taken(self) -> list[Job]:
         first = self._queue.popleft()
         batching = self._batching.get(first.model_hint)
         if batching is None:
@@ -133,9 +144,9 @@ class Scheduler:
             waited = sum(begin - ready.job.arrived for ready in batch)
             fine = compute_together(batch) if len(batch) > 1 else self._compute_one(batch[0], watched=watched)
             took = time.monotonic() - begin
-            model = batch[0].request.model
+            model, version = batch[0].request.model, batch[0].version.version
             self._learn(model, took / len(batch))
-            self._service.count(model, len(batch), errors=len(batch) - fine, queue=waited, compute=took)
+            self._service.count(model, version, len(batch), errors=len(batch) - fine, queue=waited, compute=took)
 
     def _prepare(self, job: Job) -> Prepared | None:
         """*job* decoded and checked, or None when it has failed or nobody waits for it."""
@@ -171,6 +182,11 @@ class Scheduler:
     def _learn(self, model: str, seconds: float) -> None:
         known = self._typical.get(model)
         self._typical[model] = seconds if known is None else known + (seconds - known) / 8
+
+
+def _weight(job: Job) -> int:
+    """What *job* holds while it waits; a tensor in shared memory is its owner's until it is computed with."""
+    return 0 if job.size_bytes == UNKNOWN_SIZE else job.size_bytes
 
 
 def _failed_inside(job: Job) -> None:

@@ -35,6 +35,8 @@ EXTENSIONS = (
     "statistics",
     "system_shared_memory",
 )
+# Versions whose calls are remembered, the oldest forgotten first: a device changes a version every few weeks.
+_MAX_COUNTED = 256
 # How long loading a model at a client's wish may take; a very large one takes seconds on a small device.
 LOAD_TIMEOUT = 60.0
 # What a client may say beside a model's name; it concerns ensembles, of which there are none.
@@ -72,7 +74,7 @@ class InferenceService:
         self.regions = Regions(0, 0) if regions is None else regions
         self._models = models
         self._lock = threading.Lock()
-        self._counts: dict[str, _Counts] = {}
+        self._counts: dict[tuple[str, str], _Counts] = {}  # by model and version
 
     def version_for(self, request: InferRequest) -> Version:
         """The version that answers *request*; ModelNotFoundError, ModelNotReadyError, InvalidInputError."""
@@ -133,20 +135,22 @@ class InferenceService:
         self._models.unload(order.model, LOAD_TIMEOUT)
 
     def statistics(self, key: ModelKey) -> tuple[ModelStatistics, ...]:
-        """Calls and times since the server started: of one model, or of all when *key* has no name."""
+        """Calls and times of the version that answers: of one model, or of all when *key* has no name."""
         if key.name:
             versions = [(key.name, self._version(key.name, key.version).version)]
         else:
             versions = [(model.name, model.version) for model in self.index(IndexQuery(ready=True))]
         with self._lock:
-            return tuple(self._counts.get(name, _Counts()).of(name, version) for name, version in versions)
+            return tuple(self._counts.get((name, version), _Counts()).of(name, version) for name, version in versions)
 
-    def count(self, model: str, calls: int, *, errors: int, queue: float, compute: float) -> None:
+    def count(self, model: str, version: str, calls: int, *, errors: int, queue: float, compute: float) -> None:
         """Note one execution: the *calls* that it answered, their seconds of waiting, its seconds of computing."""
         with self._lock:
-            known = self._counts.get(model)
+            known = self._counts.get((model, version))
             if known is None:
-                known = self._counts[model] = _Counts()
+                if len(self._counts) >= _MAX_COUNTED:
+                    del self._counts[next(iter(self._counts))]
+                known = self._counts[model, version] = _Counts()
             known.calls += calls - errors
             known.executions += 1
             known.errors += errors

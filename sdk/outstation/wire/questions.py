@@ -57,7 +57,7 @@ class ServerMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatistics:
-    """What a model has done since the server started; durations are the sums of their calls, in nanoseconds."""
+    """What a version has done since the server started; durations are the sums of its calls, in nanoseconds."""
 
     name: str
     version: str

@@ -35,6 +35,8 @@ SERVICE = "inference.GRPCInferenceService"
 
 Parameter = bool | int | str | float
 
+# How a client of streams asks whether an answer is the last one to its call, and how it is told.
+ASKS_FOR_FINAL, _FINAL = "triton_enable_empty_final_response", "triton_final_response"
 # Datatypes without a field of InferTensorContents; they travel raw.
 _RAW_ONLY = ("BF16", "FP16")
 # The field of InferTensorContents for each other one.
@@ -160,10 +162,15 @@ class InferResponse:
 
 @dataclass(frozen=True, slots=True)
 class StreamAnswer:
-    """One answer of a stream of calls: a response, or why there is none."""
+    """One answer of a stream of calls: a response, or why there is none to the call ``id``.
+
+    ``final`` is told to clients that ask whether more answers to the same call will come.
+    """
 
     response: InferResponse | None
     error: str = ""
+    id: str = ""
+    final: bool = False
 
 
 def _beginning(model: str, version: str, outputs: Mapping[str, Array]) -> bytes:
@@ -182,6 +189,10 @@ def _pack_stream_answer(answer: StreamAnswer) -> bytes:
     message = pb.ModelStreamInferResponse(error_message=answer.error)
     if answer.response is not None:
         answer.response.put(message.infer_response)
+    elif answer.id:
+        message.infer_response.id = answer.id
+    if answer.final:
+        message.infer_response.parameters[_FINAL].bool_param = True
     return message.SerializeToString()
 
 
