@@ -35,9 +35,10 @@ from outstation.wire.tensors import (
 )
 from outstation_inference.chores import Chores
 from outstation_inference.front import Connection
-from outstation_inference.http2 import INVALID_ARGUMENT, OK, UNIMPLEMENTED, Http2, Message, Stream
+from outstation_inference.http2 import INVALID_ARGUMENT, OK, UNIMPLEMENTED, Http2
 from outstation_inference.jobs import UNKNOWN_SIZE, Job, grpc_code, names_shared_memory
 from outstation_inference.service import InferenceService
+from outstation_inference.streams import Bytes, Message, Stream
 
 log = logging.getLogger("outstation.inference")
 
@@ -155,7 +156,7 @@ class GrpcSpeaker:
         else:
             finish(self._http, stream, answer)
 
-    def _say_later(self, stream: Stream, question: Question, data: bytes) -> None:
+    def _say_later(self, stream: Stream, question: Question, data: Bytes) -> None:
         def chore() -> None:
             answer = _answered(stream.path, question, data)
             with self._connection.lock:
@@ -181,7 +182,7 @@ class GrpcJob:
 
     __slots__ = ("_connection", "_data", "_http", "_stream", "arrived", "deadline", "model_hint")
 
-    def __init__(self, connection: Connection, http: Http2, stream: Stream, data: bytes) -> None:
+    def __init__(self, connection: Connection, http: Http2, stream: Stream, data: Bytes) -> None:
         self._connection = connection
         self._http = http
         self._stream = stream
@@ -218,7 +219,7 @@ class StreamJob(GrpcJob):
 
     __slots__ = ("_final", "_id")
 
-    def __init__(self, connection: Connection, http: Http2, stream: Stream, data: bytes) -> None:
+    def __init__(self, connection: Connection, http: Http2, stream: Stream, data: Bytes) -> None:
         super().__init__(connection, http, stream, data)
         self._id = ""  # until the call is read
         self._final = False
@@ -246,9 +247,9 @@ class StreamJob(GrpcJob):
             self._connection.flush()
 
 
-def _answered(path: str, question: Question, data: bytes) -> bytes | OutstationError:
+def _answered(path: str, question: Question, data: Bytes) -> bytes | OutstationError:
     try:
-        return question(data)
+        return question(bytes(data))
     except OutstationError as exc:
         return exc
     except Exception:
@@ -264,7 +265,7 @@ def finish(http: Http2, stream: Stream, error: OutstationError) -> None:
     http.finish(stream, grpc_code(error), str(error)[:_MAX_MESSAGE], extra)
 
 
-def _model_of(data: bytes) -> str:
+def _model_of(data: Bytes) -> str:
     """The model's name, which every client writes first: field 1 of the message, shorter than 128 bytes."""
     if len(data) < 2 or data[0] != 0x0A or data[1] > 127:
         return ""

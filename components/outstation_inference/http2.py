@@ -14,11 +14,11 @@ import struct
 import zlib
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import quote
 
-from outstation_inference.hpack import Decoder, Header, HpackError, literal
+from outstation_inference.hpack import Decoder, HpackError, literal
+from outstation_inference.streams import Bytes, Message, Stream, problem_of, stream_of
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # One header block, continued or not. gRPC's own default is 8 KiB; nobody needs more than twice that.
@@ -43,7 +43,6 @@ OK, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 3, 8, 12,
 
 _RESPONSE_HEADERS = b"\x88" + literal("content-type", "application/grpc")  # 0x88: ":status: 200" of the static table
 _OK_TRAILERS = literal("grpc-status", "0")
-_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
 _Bytes = TypeVar("_Bytes", bytes, memoryview)
@@ -55,34 +54,6 @@ class Http2Error(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """One call. Belongs to its :class:`Http2`; ``cancelled`` may be read from any thread."""
-
-    id: int
-    path: str
-    timeout: float | None  # seconds that the caller waits, from the moment the call came
-    encoding: str
-    window: int  # bytes that we may still send
-    received: int = 0  # bytes since the client's window was last renewed
-    message: bytes | None = None  # of a unary call, until the client has ended its side
-    open_calls: int = 0  # of a stream of calls: those not yet answered
-    body: bytearray = field(default_factory=bytearray)  # of a message that is not whole yet
-    outgoing: bytearray = field(default_factory=bytearray)  # what the client's window had no room for
-    trailers: bytes | None = None  # to be sent after that
-    headers_sent: bool = False
-    half_closed: bool = False  # the client will send no more
-    cancelled: bool = False
-
-
-@dataclass(slots=True)
-class Message:
-    """A whole message of a call; ``data`` None = the client has ended its side."""
-
-    stream: Stream
-    data: bytes | None
 
 
 class Http2:
@@ -116,17 +87,29 @@ class Http2:
         messages: list[Message] = []
         if self.closing:
             return messages
-        data = self._input + data if self._input else data
+        begin = 0
         try:
-            self._input = data[self._read_frames(data, messages) :]
+            if self._input:
+                missing = self._missing()
+                if missing < len(data):  # the frame in pieces is joined, and not all that came behind it
+                    self._read_frames(self._input + data[:missing], 0, messages)
+                    begin = missing
+                else:
+                    data = self._input + data
+            self._input = data[self._read_frames(data, begin, messages) :]
         except Http2Error as exc:
             self._goaway(exc.code, str(exc))
             self.closing = True
         return messages
 
-    def _read_frames(self, data: bytes, messages: list[Message]) -> int:
-        """Take the whole frames of *data*; how many bytes they have."""
-        at = 0
+    def _missing(self) -> int:
+        """How many bytes the frame that is not whole still needs; more than any when its head is not whole."""
+        if not self._greeted or len(self._input) < _HEAD.size:
+            return _MAX_WINDOW
+        return _HEAD.size + int.from_bytes(self._input[:3], "big") - len(self._input)
+
+    def _read_frames(self, data: bytes, at: int, messages: list[Message]) -> int:
+        """Take the whole frames of *data* from *at* on; where the first that is not whole begins."""
         if not self._greeted:
             if not PREFACE.startswith(data[: len(PREFACE)]):
                 raise Http2Error(PROTOCOL_ERROR, "this is no HTTP/2")
@@ -211,9 +194,9 @@ class Http2:
             self._reset(stream_id, REFUSED_STREAM)
             return
         self._last_id = stream_id
-        stream = _stream_of(stream_id, headers, self._peer_window)
+        stream = stream_of(stream_id, headers, self._peer_window)
         self.streams[stream_id] = stream
-        problem = _problem_of(headers)
+        problem = problem_of(headers)
         if problem:
             self.finish(stream, UNIMPLEMENTED, problem)
         elif flags & _END_STREAM:
@@ -257,8 +240,14 @@ class Http2:
             end = _PREFIX.size + length
             if len(body) < end:
                 break
-            data = bytes(memoryview(body)[_PREFIX.size : end])
-            del body[:end]
+            data: Bytes
+            if len(body) == end:
+                data, body = body, bytearray()  # as it is: a large one is not copied again
+                stream.body = body
+                del data[: _PREFIX.size]
+            else:
+                data = bytes(memoryview(body)[_PREFIX.size : end])
+                del body[:end]
             if compressed:
                 plain = self._inflated(stream, data)
                 if plain is None:
@@ -266,7 +255,7 @@ class Http2:
                 data = plain
             messages.append(Message(stream, data))
 
-    def _inflated(self, stream: Stream, data: bytes) -> bytes | None:
+    def _inflated(self, stream: Stream, data: Bytes) -> bytes | None:
         if stream.encoding not in ("gzip", "deflate"):
             self.finish(stream, UNIMPLEMENTED, f"The encoding {stream.encoding!r} is not known here.")
             return None
@@ -458,33 +447,6 @@ class Http2:
     def _put(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         self.output += _HEAD.pack(len(payload) << 8 | kind, flags, stream_id)
         self.output += payload
-
-
-def _stream_of(stream_id: int, headers: tuple[Header, ...], window: int) -> Stream:
-    path = encoding = ""
-    timeout: float | None = None
-    for name, value in headers:
-        if name == ":path":
-            path = value
-        elif name == "grpc-timeout":
-            timeout = _timeout(value)
-        elif name == "grpc-encoding":
-            encoding = value
-    return Stream(stream_id, path, timeout, encoding, window)
-
-
-def _problem_of(headers: tuple[Header, ...]) -> str:
-    for name, value in headers:
-        if name == "content-type":
-            return "" if value.startswith("application/grpc") else f"{value!r} is not spoken here; gRPC is."
-    return "Only gRPC is spoken over HTTP/2 here."
-
-
-def _timeout(text: str) -> float | None:
-    """Seconds of a ``grpc-timeout``; None when it is malformed, as if there were none."""
-    unit = _SECONDS.get(text[-1:])
-    digits = text[:-1]
-    return int(digits) * unit if unit is not None and digits.isdecimal() and len(digits) <= 8 else None
 
 
 def _unpadded(payload: _Bytes) -> _Bytes:

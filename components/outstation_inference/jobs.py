@@ -48,7 +48,7 @@ def http_code(error: OutstationError) -> int:
     return next(code for kind, _, code in _CODES if isinstance(error, kind))
 
 
-def names_shared_memory(message: bytes) -> bool:
+def names_shared_memory(message: bytes | bytearray) -> bool:
     """Whether a call's *message* may name tensors in shared memory: they can be of any size."""
     return message.find(_REGION, 0, _HEAD_BYTES) >= 0
 

@@ -26,6 +26,8 @@ ID_TAG = b"\x1a"  # ModelInferResponse.id = 3
 # Message lengths, and beginnings of one length, that are remembered. Clients of one model send one or two of each.
 _MAX_LENGTHS = 64
 _MAX_ALIKE = 4
+# Of a request that names places in shared memory and brings nothing; a dozen of them are shorter.
+_MAX_REPEATED_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +48,14 @@ class Beginnings(Generic[Head]):
     def __init__(self) -> None:
         self._known: dict[int, tuple[tuple[bytes, Head, tuple[_Place, ...]], ...]] = {}
 
-    def find(self, data: bytes) -> tuple[Head, dict[str, Array]] | None:
+    def find(self, data: bytes | bytearray) -> tuple[Head, dict[str, Array]] | None:
         """What was learned with this beginning, and the tensors of *data*; None when it is new."""
         for prefix, head, places in self._known.get(len(data), ()):
             if data.startswith(prefix) and all(data.startswith(p.header, p.at - len(p.header)) for p in places[1:]):
                 return head, {p.name: np.frombuffer(data, p.dtype, p.count, p.at).reshape(p.shape) for p in places}
         return None
 
-    def learn(self, data: bytes, head: Head, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
+    def learn(self, data: bytes | bytearray, head: Head, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
         """Remember the beginning of *data*, whose *tensors* (name, datatype, shape) all came raw, in that order.
 
         Nothing is learned when they do not lie at the end of *data* one behind the other, or have no fixed size.
@@ -76,7 +78,25 @@ class Beginnings(Generic[Head]):
         if len(self._known) >= _MAX_LENGTHS:
             self._known.clear()
         alike = self._known.get(len(data), ())[-_MAX_ALIKE + 1 :]
-        self._known[len(data)] = (*alike, (data[: places[0].at], head, tuple(places)))
+        self._known[len(data)] = (*alike, (bytes(data[: places[0].at]), head, tuple(places)))
+
+
+class Repeats(Generic[Head]):
+    """Whole requests that were read before: one whose tensors lie in shared memory is the same each time. As above."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+
+    def find(self, data: bytes | bytearray) -> Head | None:
+        """What was learned of *data*."""
+        return self._known.get(bytes(data)) if len(data) <= _MAX_REPEATED_BYTES else None
+
+    def learn(self, data: bytes | bytearray, head: Head) -> None:
+        """Remember *head*, which must be immutable, unless *data* is long."""
+        if len(data) <= _MAX_REPEATED_BYTES:
+            if len(self._known) >= _MAX_LENGTHS:
+                self._known.clear()
+            self._known[bytes(data)] = head
 
 
 class Answers:

@@ -27,7 +27,7 @@ from outstation.wire.datatypes import (
     to_raw,
 )
 from outstation.wire.generated import open_inference_pb2 as pb
-from outstation.wire.hot import Answers, Beginnings
+from outstation.wire.hot import Answers, Beginnings, Repeats
 from outstation.wire.method import Codec, Method
 from outstation.wire.shared import SharedTensor, Window, window_of
 
@@ -90,11 +90,14 @@ class InferRequest:
         return message.SerializeToString()
 
     @classmethod
-    def unpack(cls, data: bytes) -> InferRequest:
+    def unpack(cls, data: bytes | bytearray) -> InferRequest:
         found = _BEGINNINGS.find(data)
         if found is not None:
             head, tensors = found
             return cls(head.model, tensors, head.version, "", head.outputs, head.parameters)
+        known = _REPEATS.find(data)
+        if known is not None:
+            return known
         message = parsed(pb.ModelInferRequest, data)
         raw = message.raw_input_contents
         inputs, shared = _inputs(message)
@@ -112,6 +115,8 @@ class InferRequest:
         if raw and not message.id and not shared:  # one with an id has a beginning of its own each time
             kinds = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs]
             _BEGINNINGS.learn(data, replace(request, inputs={}), kinds)
+        elif shared and not inputs and not message.id:
+            _REPEATS.learn(data, request)
         return request
 
 
@@ -148,7 +153,7 @@ class InferResponse:
                 message.raw_output_contents.append(b"")  # clients find the others by their place
 
     @classmethod
-    def unpack(cls, data: bytes) -> InferResponse:
+    def unpack(cls, data: bytes | bytearray) -> InferResponse:
         message = parsed(pb.ModelInferResponse, data)
         raw = message.raw_output_contents
         if raw and len(raw) != len(message.outputs):
@@ -182,6 +187,7 @@ def _beginning(model: str, version: str, outputs: Mapping[str, Array]) -> bytes:
 
 
 _BEGINNINGS: Beginnings[InferRequest] = Beginnings()
+_REPEATS: Repeats[InferRequest] = Repeats()
 _ANSWERS = Answers(_beginning)
 
 
@@ -214,7 +220,7 @@ MODEL_STREAM_INFER: Method[InferRequest, StreamAnswer] = Method(
 )
 
 
-def parsed(message: Any, data: bytes) -> Any:
+def parsed(message: Any, data: bytes | bytearray) -> Any:
     """*data* as the generated class *message*; WireError when it is none."""
     try:
         return message.FromString(data)
