@@ -22,6 +22,7 @@ from outstation_inference.chores import Chores
 from outstation_inference.front import Connection, Front, Speaker, Speakers
 from outstation_inference.grpc_speaker import GrpcSpeaker, questions
 from outstation_inference.http2 import PREFACE
+from outstation_inference.metrics import observe
 from outstation_inference.regions import Regions
 from outstation_inference.rest_speaker import RestSpeaker
 from outstation_inference.scheduler import Scheduler
@@ -70,6 +71,7 @@ class InferenceProcess:
             )
             made.callback(front.close, GRACE, lambda: scheduler.idle)
             self.addresses = tuple(_listen(front, address, made) for address in sockets)
+            observe(service)
             front.start()
             self._closing = made.pop_all()
 
