@@ -35,10 +35,10 @@ from outstation.wire.tensors import (
 )
 from outstation_inference.chores import Chores
 from outstation_inference.front import Connection
-from outstation_inference.http2 import INVALID_ARGUMENT, OK, UNIMPLEMENTED, Http2
+from outstation_inference.http2 import Http2
 from outstation_inference.jobs import UNKNOWN_SIZE, Job, grpc_code, names_shared_memory
 from outstation_inference.service import InferenceService
-from outstation_inference.streams import Bytes, Message, Stream
+from outstation_inference.streams import INVALID_ARGUMENT, OK, UNIMPLEMENTED, Bytes, Message, Stream
 
 log = logging.getLogger("outstation.inference")
 

@@ -19,9 +19,9 @@ from outstation.models.store import ModelStore
 from outstation.settings import InferenceSettings, Settings
 from outstation.wire.address import claim_socket, is_loopback, release_socket, share_socket
 from outstation_inference.chores import Chores
+from outstation_inference.frames import PREFACE
 from outstation_inference.front import Connection, Front, Speaker, Speakers
 from outstation_inference.grpc_speaker import GrpcSpeaker, questions
-from outstation_inference.http2 import PREFACE
 from outstation_inference.metrics import observe
 from outstation_inference.regions import Regions
 from outstation_inference.rest_speaker import RestSpeaker

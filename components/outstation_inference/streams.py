@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 
 from outstation_inference.hpack import Header
+
+# The status codes of gRPC that a call can end with here.
+OK, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 3, 8, 12, 13
 
 # A message as it came; a large one stays in the buffer that it was gathered in.
 Bytes = bytes | bytearray
 
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+
+class CallError(Exception):
+    """One call is not what it should be; ``status`` of gRPC is its end."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +50,19 @@ class Message:
 
     stream: Stream
     data: Bytes | None
+
+
+def inflated(data: Bytes, encoding: str, limit: int) -> bytes:
+    """A compressed message as it was; CallError when it is none, or has more than *limit* bytes."""
+    if encoding not in ("gzip", "deflate"):
+        raise CallError(UNIMPLEMENTED, f"The encoding {encoding!r} is not known here.")
+    try:
+        plain = zlib.decompressobj(wbits=47).decompress(data, limit + 1)  # gzip or zlib, by its header
+    except zlib.error as exc:
+        raise CallError(INVALID_ARGUMENT, f"The message is not {encoding}: {exc}.") from exc
+    if len(plain) > limit:
+        raise CallError(RESOURCE_EXHAUSTED, "Received message larger than max after decompression")
+    return plain
 
 
 def stream_of(stream_id: int, headers: tuple[Header, ...], window: int) -> Stream:

@@ -6,8 +6,7 @@ import struct
 
 import pytest
 
-from outstation_inference.hpack import literal
-from outstation_inference.http2 import (
+from outstation_inference.frames import (
     CONTINUATION,
     DATA,
     GOAWAY,
@@ -17,8 +16,9 @@ from outstation_inference.http2 import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
-    Http2,
 )
+from outstation_inference.hpack import literal
+from outstation_inference.http2 import Http2
 
 END_STREAM, END_HEADERS, PADDED = 1, 4, 8
 BLOCK = b"\x83\x86" + literal(":path", "/a.B/C") + literal("content-type", "application/grpc")
