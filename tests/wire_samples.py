@@ -33,6 +33,7 @@ from outstation.wire.messages import (
     HubStatus,
     IssuedCertificate,
     Ledgers,
+    Messages,
     ModelWish,
     SinkStatus,
     StationEntry,
@@ -74,8 +75,13 @@ SINKS = (SinkStatus("parquet", 7, 5, "no room", 4, 3), SinkStatus("kafka"))
 SAMPLES = {
     "hello": (convert.PUSH.request, Hello("press-7", "outstation 0.1.0", "0123456789abcdef")),
     "block": (convert.PUSH.request, Message("events", 2**64 - 1, 1, 2**63, b"\0\xff")),
+    "blocks": (
+        convert.PUSH.request,
+        Messages((Message("events", 7, 1, 2, b"\0"), Message("alarms", 8, 5, 5, b"\xff"))),
+    ),
     "ledgers": (convert.PUSH.request, Ledgers((STREAM,))),
     "welcome": (convert.PUSH.response, Welcome("hub-1")),
+    "welcome-to-many": (convert.PUSH.response, Welcome("hub-1", 64)),
     "acknowledgement": (convert.PUSH.response, Acknowledgement("events", 7, 2**63)),
     "held": (convert.PUSH.response, Acknowledgement("events", 7, 2, held_bytes=4096)),
     "refusal": (convert.PUSH.response, Acknowledgement("events", 7, 2, "it is damaged")),
@@ -112,4 +118,10 @@ SAMPLES = {
     "status": (agent.GET_STATUS.response, StationStatus("press-7", "hub", 17, 5, REPORTED)),
     "health": (agent.REPORT_HEALTH.request, agent.ModelHealth("digits", "2.0.0", 1000, 1)),
     "health-noted": (agent.REPORT_HEALTH.response, None),
+    "set-metered": (agent.SET_METERED.request, True),
+    "metered": (agent.SET_METERED.response, None),
+    "reported-over-a-metered-link": (
+        convert.REPORT.request,
+        StationReport("press-7", Reported(link=Link(LinkState.ONLINE, 3, metered=True))),
+    ),
 }

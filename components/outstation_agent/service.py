@@ -20,6 +20,7 @@ from outstation.wire.station import (
     GET_STATUS,
     REPORT_HEALTH,
     SERVICE,
+    SET_METERED,
     AppendRequest,
     AppendResponse,
     ModelHealth,
@@ -41,7 +42,13 @@ class StationService:
         self._gates: WeakValueDictionary[tuple[str, str], _Gate] = WeakValueDictionary()
         self._gates_lock = threading.Lock()
         self.handler: Any = handler(
-            SERVICE, {APPEND: self.append, GET_STATUS: self.get_status, REPORT_HEALTH: self.report_health}
+            SERVICE,
+            {
+                APPEND: self.append,
+                GET_STATUS: self.get_status,
+                REPORT_HEALTH: self.report_health,
+                SET_METERED: self.set_metered,
+            },
         )
 
     def close(self) -> None:
@@ -52,6 +59,9 @@ class StationService:
 
     def get_status(self, _request: None, _caller: Caller) -> StationStatus:
         return self._parts.status()
+
+    def set_metered(self, metered: bool, _caller: Caller) -> None:
+        self._parts.set_metered(metered)
 
     def report_health(self, health: ModelHealth, _caller: Caller) -> None:
         if self._parts.reconciler is not None:

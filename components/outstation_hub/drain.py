@@ -23,8 +23,10 @@ log = logging.getLogger("outstation.hub")
 # Seconds before a sink that failed is tried again: soon, as most faults pass, then seldom.
 _RETRY_FIRST, _RETRY_CEILING = 0.5, 30.0
 # A sink rests four times as long as its last batch took: with a thousand stations each batch touches a thousand
-# files, and waiting makes them fewer and larger instead of taking the machine from whoever sends.
+# files, and waiting makes them fewer and larger instead of taking the machine from whoever sends. Between batches it
+# rests only while stations send and the inbox is less than this full: a sink that falls behind works through.
 _REST, _REST_CEILING = 4.0, 30.0
+_REST_UNTIL_FULL = 0.25
 # Blocks in one batch, beside its bound in bytes: what one turn of the loop costs must stay in seconds.
 MAX_BATCH_BLOCKS = 10_000
 MAX_QUARANTINED = 1000
@@ -66,6 +68,7 @@ class Drain:
         self._clock = clock
         self._interval = interval
         self._batch_bytes = batch_bytes
+        self._relaxed_bytes = _REST_UNTIL_FULL * inbox.settings.max_bytes
         self._on_progress = on_progress
         self._cursor_path = folder / f"{sink.name}.cursor"
         self._quarantine = folder / f"{sink.name}.quarantine"
@@ -118,7 +121,7 @@ class Drain:
             try:
                 took = self._drain()
                 failures, self._failure, self._failing_since = 0, "", 0
-                wait = max(self._interval, min(_REST_CEILING, _REST * took))
+                wait = max(self._interval, _rest(took))
             except OutstationError as exc:
                 failures += 1
                 wait = min(_RETRY_CEILING, _RETRY_FIRST * 2.0 ** min(failures - 1, 10))
@@ -144,7 +147,7 @@ class Drain:
         took = 0.0
         self._ask_position()
         while True:
-            began = self._clock.monotonic()
+            began, arrived = self._clock.monotonic(), self._inbox.last_sequence
             batch = self._next_batch()
             if not batch.through:
                 if isinstance(self.sink, Tidies) and not self._stopping.is_set():
@@ -159,6 +162,8 @@ class Drain:
             self._written = self._clock.time_unix_nano()
             self._confirm(batch.through)
             took = self._clock.monotonic() - began
+            if self._inbox.last_sequence > arrived and self._inbox.report().pending_bytes < self._relaxed_bytes:
+                self._clock.wait(self._stopping, _rest(took))
 
     def _ask_position(self) -> None:
         """Take up where a sink says it stands, if it keeps that itself."""
@@ -214,6 +219,10 @@ class Drain:
             raise DiskError(
                 f"{self._cursor_path} is no cursor.", hint="Restore it; without it the sink is filled again."
             ) from exc
+
+
+def _rest(took: float) -> float:
+    return min(_REST_CEILING, _REST * took)
 
 
 def _opened(record: Record) -> Arrival:

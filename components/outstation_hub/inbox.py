@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -34,6 +35,9 @@ log = logging.getLogger("outstation.hub")
 INBOX = "inbox"
 BLOCK_TYPE = "application/vnd.outstation.block"
 STATION, STREAM = "station", "stream"
+# Lives of streams that the hub remembers of one station: each costs it 100 bytes for ever, as each may come again. A
+# station has some dozen streams, and begins a new life of each when its folder was wiped.
+MAX_LIVES = 10_000
 _ROOM_INTERVAL = 0.2  # seconds between looks for room while the sinks catch up
 _TELL_INTERVAL = 60.0  # seconds between warnings that there is none
 
@@ -84,6 +88,7 @@ class Inbox(BlockChecks):
         self.stream = buffer.stream(INBOX)
         self._has_room = has_room
         self._watcher = watcher
+        self._lives = Counter(key.partition("/")[0] for key in self.stream.producers())
         # Under the lock of the checks the mark is read and the block appended as one step.
         # The last receipt of each key; one that is done says nothing that the mark does not, and is swept away.
         self._receipts: dict[str, Receipt] = {}
@@ -167,6 +172,9 @@ class Inbox(BlockChecks):
                 header = BlockHeader.unpack(data)
             else:  # nothing but numbers that the station has dropped itself
                 return None if earlier is None or earlier.done else earlier
+        is_new = not taken and earlier is None
+        if is_new and self._lives[station] >= MAX_LIVES:
+            raise RefusedError(f"Station {station!r} has begun {MAX_LIVES:,} streams or lives of them; it may no more.")
         if not self._has_room(len(data)):
             raise BufferFullError("The disk is as full as it may be.")
         receipt = self.stream.append(
@@ -175,6 +183,7 @@ class Inbox(BlockChecks):
             attributes={STATION: station, STREAM: message.stream},
             mark=(key, header.last_sequence),
         )
+        self._lives[station] += is_new
         self.counts.trimmed += data is not message.block
         self.counts.blocks += 1
         self.counts.records += header.count

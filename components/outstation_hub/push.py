@@ -29,7 +29,7 @@ from outstation.errors import (
 from outstation.provider import Acknowledgement, Message
 from outstation.types import STREAM_NAME
 from outstation.wire import convert
-from outstation.wire.messages import Downward, Hello, Ledgers, Upward, Welcome
+from outstation.wire.messages import Downward, Hello, Ledgers, Messages, Upward, Welcome
 from outstation.wire.services import Caller, handler
 from outstation_hub.access import Access
 from outstation_hub.accounts import Accounts
@@ -43,6 +43,8 @@ log = logging.getLogger("outstation.hub")
 MAX_REASON = 500
 # What a station says to be told from another device of its name; sixteen characters in truth.
 MAX_INSTANCE = 64
+# Blocks in one message. Past some dozen there is nothing to gain, and a message is in memory whole.
+MAX_BLOCKS = 64
 # Refusals that wait to be sent; a station that earns more than this and reads none is cut off.
 MAX_REFUSALS = 1000
 
@@ -125,6 +127,8 @@ class PushService:
                 self._stations.seen(session.station)
                 if isinstance(item, Message):
                     self._take(session, item)
+                elif isinstance(item, Messages):
+                    self._take_all(session, item.messages)
                 elif isinstance(item, Ledgers):
                     self._stations.take_ledgers(session.station, item.reports)
             session.finish()
@@ -174,6 +178,12 @@ class PushService:
                 f"Another device uses the name {station!r} at the same time; it keeps the connection for {wait:.0f} s.",
                 hint="Give each device a name and a certificate of its own.",
             )
+
+    def _take_all(self, session: Session, messages: tuple[Message, ...]) -> None:
+        if len(messages) > MAX_BLOCKS:
+            raise InvalidInputError(f"{len(messages)} blocks in one message; this hub takes {MAX_BLOCKS}.")
+        for message in messages:
+            self._take(session, message)
 
     def _take(self, session: Session, message: Message) -> None:
         acknowledgement = Acknowledgement(message.stream, message.epoch, message.last_sequence)
@@ -283,7 +293,7 @@ class Session:
                 raise self._error
             if not self._welcomed:
                 raise DeadlineError(f"No Hello came within {hello_timeout:g} s.")
-        yield Welcome(f"outstation-hub {__version__}")
+        yield Welcome(f"outstation-hub {__version__}", MAX_BLOCKS)
         while True:
             with self._changed:
                 self._changed.wait_for(self._has_word)

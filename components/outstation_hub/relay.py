@@ -25,7 +25,8 @@ from outstation.errors import (
     WireError,
 )
 from outstation.provider import Message
-from outstation.wire.block import Columns, decode
+from outstation.wire.block import decode
+from outstation.wire.columns import Columns
 from outstation_hub.checks import BlockChecks
 from outstation_hub.jetstream import FOREIGN_ERRORS, JetStream, OvertakenError, Tip
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from outstation.clock import Clock
+from outstation.errors import mapped_os_errors
 
 # Seconds between looks; what comes in between is counted.
 LOOK_INTERVAL = 0.25
@@ -28,11 +29,12 @@ class DiskRoom:
         self._under_way = 0  # taken in the interval before it: perhaps not on the disk when it was looked at
 
     def take(self, size_bytes: int) -> bool:
-        """Whether *size_bytes* more may come; if so, they are counted."""
+        """Whether *size_bytes* more may come; if so, they are counted. StorageError when the disk does not say."""
         now = self._clock.monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_INTERVAL
-            disk = os.statvfs(self._folder)
+            with mapped_os_errors(doing="see how full the disk is", path=self._folder):
+                disk = os.statvfs(self._folder)
             self._free = disk.f_bavail * disk.f_frsize
             self._under_way, self._coming = self._coming, 0
         if self._free - self._under_way - self._coming - size_bytes < self._min_free_bytes:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,15 @@ from outstation.errors import (
 from outstation.types import NO_ATTRIBUTES, OCTETS, STREAM_NAME, Record, StationStatus, checked_name
 from outstation.wire.checks import RECORD_OVERHEAD_BYTES, as_bytes, checked_meta, checked_time
 from outstation.wire.client import Client, Responses
-from outstation.wire.station import APPEND, GET_STATUS, REPORT_HEALTH, AppendRequest, AppendResponse, ModelHealth
+from outstation.wire.station import (
+    APPEND,
+    GET_STATUS,
+    REPORT_HEALTH,
+    SET_METERED,
+    AppendRequest,
+    AppendResponse,
+    ModelHealth,
+)
 
 log = logging.getLogger("outstation.agent")
 
@@ -116,6 +125,7 @@ class AgentClient:
         self._client = Client(f"unix:{socket.absolute()}")
         self._get_status = self._client.unary(GET_STATUS)
         self._report_health = self._client.unary(REPORT_HEALTH)
+        self._set_metered = self._client.unary(SET_METERED)
         self._producer = uuid.uuid4().hex
         self._lock = threading.Condition()
         self._lanes: dict[str, _Lane] = {}
@@ -125,8 +135,18 @@ class AgentClient:
 
     def status(self, timeout: float) -> StationStatus:
         """What the station is doing. LinkDownError when no agent answers on the socket."""
-        try:
+        with self._answering():
             return self._get_status(None, timeout)
+
+    def set_metered(self, metered: bool, timeout: float) -> None:
+        """Tell the agent whether every byte over the link costs. LinkDownError when no agent answers."""
+        with self._answering():
+            self._set_metered(metered, timeout)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
         except LinkDownError as exc:
             raise LinkDownError(
                 f"No agent answers on {self.socket}.", hint="Start one with `outstation agent`."

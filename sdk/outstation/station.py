@@ -59,17 +59,27 @@ class Station:
         telemetry: Telemetry,
         buffer: RecordBuffer,
         status: Callable[[], StationStatus],
+        set_metered: Callable[[bool], None],
         resources: ExitStack,
     ) -> None:
         self.models = models
         self.telemetry = telemetry
         self.buffer = buffer
         self._status = status
+        self._set_metered = set_metered
         self._resources = resources
 
     def status(self) -> StationStatus:
         """What the station is doing: link, backlog, versions."""
         return self._status()
+
+    def set_metered(self, metered: bool) -> None:
+        """Say that every byte over the link costs, or no longer: then only urgent streams are sent.
+
+        For whoever knows the modem. It begins at once, and lasts until it is said otherwise or the station restarts,
+        which goes by ``uplink.metered``. LinkDownError when the station is an agent's and none answers.
+        """
+        self._set_metered(metered)
 
     def close(self) -> None:
         """End every thread and connection, in the reverse order of their making; what is buffered stays on disk."""
@@ -109,6 +119,7 @@ def open(  # noqa: A001  the SDK's front door: outstation.open()
         telemetry=parts.telemetry,
         buffer=parts.buffer,
         status=parts.status,
+        set_metered=parts.set_metered,
         resources=parts.resources,
     )
 
@@ -140,6 +151,7 @@ def connect(
         telemetry=Telemetry(client, SystemClock()),
         buffer=client,
         status=lambda: client.status(timeout=5.0),
+        set_metered=lambda metered: client.set_metered(metered, timeout=5.0),
         resources=resources,
     )
 
@@ -190,6 +202,11 @@ class StationParts:
             software=SOFTWARE,
             labels=self.settings.identity.labels,
         )
+
+    def set_metered(self, metered: bool) -> None:
+        """As :meth:`Station.set_metered`."""
+        if self.uplink is not None:
+            self.uplink.metered = metered
 
     def local_models(self) -> Models:
         """The models of this very process; an in-process host where there is a store, else none."""

@@ -126,11 +126,12 @@ class LinkState(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The state of the link, since when (wall clock), and why."""
+    """The state of the link, since when (wall clock), and why; metered: only urgent streams are sent over it."""
 
     state: LinkState
     since_unix_nano: int
     reason: str = ""
+    metered: bool = False
 
 
 class ModelPhase(str, Enum):

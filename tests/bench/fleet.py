@@ -28,7 +28,8 @@ from report import Row
 
 from outstation.provider import Acknowledgement, Message
 from outstation.wire import convert
-from outstation.wire.block import Columns, encode
+from outstation.wire.block import encode
+from outstation.wire.columns import Columns
 from outstation.wire.messages import Hello, Welcome
 
 COUNTS = (10, 100, 1000)
@@ -36,6 +37,7 @@ PROCESSES = 2
 RECORDS = 20  # in a block: what a station has to say in a second or two
 STEADY_SECONDS = 20.0
 STEADY_INTERVAL = 2.0  # seconds between two blocks of one station
+CONNECTING_SECONDS = 10.0  # before a steady fleet begins
 BACKLOG_BLOCKS = 30  # of each station, after an outage of a minute
 RECORDS_OF_BACKLOG = 200
 PATIENCE = 300.0  # seconds that the whole fleet may take
@@ -43,27 +45,33 @@ PATIENCE = 300.0  # seconds that the whole fleet may take
 
 @dataclass
 class Station:
-    """One station: what it sends, and how long each block waited for its acknowledgement."""
+    """One station: what it sends, and how long each block waited for its acknowledgement.
+
+    As the provider does, it sends nothing before the hub's welcome.
+    """
 
     name: str
     address: str
     blocks: list[bytes]
     records_a_block: int
     interval: float  # seconds between blocks; 0 = as fast as they are taken
+    connected_after: float = 0.0  # seconds from when it began to connect
 
     def message(self, number: int) -> Message:
         first = 1 + number * self.records_a_block
         return Message("events", 7, first, first + self.records_a_block - 1, self.blocks[number])
 
-    async def run(self, start_at: float) -> list[float]:
+    async def run(self, connect_at: float, send_at: float) -> list[float]:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
         sent: dict[int, float] = {}
         waited: list[float] = []
-        room = asyncio.Semaphore(8)
-        await asyncio.sleep(max(0.0, start_at - time.time()))
+        room, welcome = asyncio.Semaphore(8), asyncio.Event()
+        await asyncio.sleep(max(0.0, connect_at - time.time()))
 
         async def messages() -> AsyncIterator[bytes]:
             yield convert.PUSH.request.encode(Hello(self.name))
+            await welcome.wait()
+            await asyncio.sleep(max(0.0, send_at - time.time()))
             for number in range(len(self.blocks)):
                 await room.acquire()
                 message = self.message(number)
@@ -77,6 +85,8 @@ class Station:
             async for data in channel.stream_stream(convert.PUSH.path)(messages()):
                 answer = convert.PUSH.response.decode(data)
                 if isinstance(answer, Welcome):
+                    self.connected_after = time.time() - connect_at
+                    welcome.set()
                     continue
                 assert isinstance(answer, Acknowledgement)
                 assert not answer.refused
@@ -94,23 +104,27 @@ def block(records: int, first: int) -> bytes:
     return encode(columns, epoch=7, level=1)
 
 
-async def stations(address: str, prefix: str, count: int, start_at: float, *, steady: bool) -> list[float]:
+async def stations(address: str, prefix: str, count: int, start_at: float, *, steady: bool) -> dict[str, list[float]]:
     records = RECORDS if steady else RECORDS_OF_BACKLOG
     blocks = int(STEADY_SECONDS / STEADY_INTERVAL) if steady else BACKLOG_BLOCKS
     made = [block(records, 1 + number * records) for number in range(blocks)]
     interval = STEADY_INTERVAL if steady else 0.0
-    # Steady stations do not beat in step; those that come back after an outage do.
-    spread = STEADY_INTERVAL / count if steady else 0.0
     fleet = [Station(f"{prefix}-{n}", address, made, records, interval) for n in range(count)]
-    results = await asyncio.gather(*(one.run(start_at + n * spread) for n, one in enumerate(fleet)))
-    return [seconds for result in results for seconds in result]
+    # Steady stations are connected already and do not beat in step; those that come back after an outage do.
+    connect_at = start_at - CONNECTING_SECONDS if steady else start_at
+    spread = STEADY_INTERVAL / count if steady else 0.0
+    results = await asyncio.gather(*(one.run(connect_at, start_at + n * spread) for n, one in enumerate(fleet)))
+    return {
+        "waited": [seconds for result in results for seconds in result],
+        "connected_after": [station.connected_after for station in fleet],
+    }
 
 
 def measured(count: int, *, steady: bool) -> dict[str, float]:
-    """Records a second, p50 and p99 of the acknowledgement in seconds, resident megabytes of the hub."""
+    """Records a second, p50 and p99 of the acknowledgement and of connecting in seconds, megabytes of the hub."""
     shares = [count // PROCESSES] * PROCESSES
     with folder() as place, servers.hub(place / "hub", "--drain-interval", "5") as (address, hub):
-        start_at = time.time() + 2.0 + count / 500
+        start_at = time.time() + 2.0 + count / 500 + (CONNECTING_SECONDS if steady else 0.0)
         command = [sys.executable, __file__, "--stations", address, str(start_at), "steady" if steady else "backlog"]
         workers = [
             subprocess.Popen([*command, f"s{n}", str(share)], stdout=subprocess.PIPE, text=True)
@@ -118,13 +132,16 @@ def measured(count: int, *, steady: bool) -> dict[str, float]:
         ]
         answers = [json.loads(worker.communicate(timeout=PATIENCE)[0]) for worker in workers]
         resident = servers.resident_bytes(hub.pid) / 1e6
-    waited = sorted(seconds for answer in answers for seconds in answer["waited"])
+    waited, connected = (
+        sorted(seconds for answer in answers for seconds in answer[name]) for name in ("waited", "connected_after")
+    )
     took = max(answer["ended"] for answer in answers) - start_at
     records = len(waited) * (RECORDS if steady else RECORDS_OF_BACKLOG)
     return {
         "records_per_second": records / took,
         "p50": waited[len(waited) // 2],
         "p99": waited[len(waited) * 99 // 100],
+        "connected": connected[len(connected) * 99 // 100],
         "resident_mb": resident,
         "seconds": took,
     }
@@ -151,6 +168,7 @@ def run(scale: float) -> list[Row]:
             Row(f"{what}: records", figures["records_per_second"], unit="records/s"),
             Row(f"{what}: acknowledged, median", figures["p50"] * 1000, smaller=True, unit="ms"),
             Row(f"{what}: acknowledged, p99", figures["p99"] * 1000, smaller=True, unit="ms"),
+            Row(f"{what}: connected, p99", figures["connected"] * 1000, smaller=True, unit="ms"),
             Row(f"{what}: the hub's memory", figures["resident_mb"], smaller=True, unit="MB"),
         ]
     if len(counts) == len(COUNTS):
@@ -195,6 +213,6 @@ if __name__ == "__main__":
         parser.add_argument("--stations", nargs=5)
         address, start_at, kind, prefix, count = parser.parse_args().stations
         found = asyncio.run(stations(address, prefix, int(count), float(start_at), steady=kind == "steady"))
-        print(json.dumps({"waited": found, "ended": time.time()}))
+        print(json.dumps(found | {"ended": time.time()}))
     else:
         report.main("fleet", run)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from outstation.buffer import Buffer
+from outstation.buffer import Buffer, commit
 from outstation.buffer.segment import Frame, walk
 from outstation.durable import FILES
 from outstation.settings import BufferSettings
@@ -148,3 +148,33 @@ def test_damaged_bytes_are_kept_in_quarantine(pristine, tmp_path):
         assert stream.ledger().dropped[DropReason.CORRUPT] == len([n for n in numbers if n > ACKNOWLEDGED])
         kept = list((folder / "streams" / "events" / "quarantine").iterdir())
         assert [len(one.read_bytes()) for one in kept] == [end - start]
+
+
+def test_what_was_lost_is_counted_before_anything_after_it_is_handed_out(pristine, tmp_path, monkeypatch):
+    folder = tmp_path / "buffer"
+    shutil.copytree(pristine, folder)
+    segment = sorted(folder.glob("streams/events/*.seg"))[-2]
+    start, _, lost = blocks_of(segment)[1]
+    data = bytearray(segment.read_bytes())
+    data[start + 90] ^= 1
+    segment.write_bytes(data)
+    handed_out, handed_out_before_mending = [], []
+    mend = commit.repair
+
+    def slow(*arguments, **named):
+        mended = mend(*arguments, **named)
+        handed_out_before_mending.extend(handed_out)
+        return mended
+
+    monkeypatch.setattr(commit, "repair", slow)
+    with Buffer.open(folder, OPTIONS) as buffer:
+        stream = buffer.stream("events")
+        for record in stream.read(stream.acknowledged):
+            handed_out.append(record.sequence)
+            stream.acknowledge(record.sequence)  # the far end is quick
+        ledger = stream.ledger()
+    assert handed_out_before_mending
+    assert max(handed_out_before_mending) < lost[0]
+    assert handed_out == [n for n in range(ACKNOWLEDGED + 1, RECORDS + 1) if n not in lost]
+    assert (ledger.acknowledged, ledger.pending) == (RECORDS - len(lost), 0)
+    assert ledger.dropped[DropReason.CORRUPT] == len(lost)

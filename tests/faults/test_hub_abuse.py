@@ -18,9 +18,9 @@ from outstation.provider import Message
 from outstation.testing.contract import Ear, message
 from outstation.wire import BlockHeader, Columns, convert, encode
 from outstation.wire.client import Client
-from outstation.wire.messages import Hello
+from outstation.wire.messages import Hello, Messages
 from outstation.wire.method import Codec, Method
-from outstation_hub import Hub, duels
+from outstation_hub import Hub, duels, inbox
 from support import wait_until
 
 RAW = Codec(bytes, bytes)
@@ -164,8 +164,10 @@ def garbage(kind: int):
             yield convert.PUSH.request.encode(
                 Message("events", header.epoch, n * 1000, n * 1000 + 99, lie.pack() + good.block[76:])
             )
-        else:
+        elif kind == 4:
             yield convert.PUSH.request.encode(Message("events", 7, 1, 100, bytes(8 << 20)))
+        else:  # as many blocks in one message as fit
+            yield convert.PUSH.request.encode(Messages((Message("s", 7, 1, 1, b""),) * 100_000))
 
 
 def test_garbage_of_every_kind_leaves_the_hub_small_and_serving(tmp_path):
@@ -181,7 +183,7 @@ def test_garbage_of_every_kind_leaves_the_hub_small_and_serving(tmp_path):
                         for _ in client.stream(RAW_PUSH, garbage(kind), 5):
                             pass
 
-        threads = [threading.Thread(target=attack, args=(kind,)) for kind in range(5)]
+        threads = [threading.Thread(target=attack, args=(kind,)) for kind in range(6)]
         for thread in threads:
             thread.start()
         sent_by(hub.address, tmp_path, [message(4, 3)])
@@ -284,6 +286,30 @@ def test_a_station_that_floods_does_not_starve_another_even_when_the_inbox_is_fu
         hub.close()
         for thread in floods:
             thread.join()
+
+
+def test_a_station_that_begins_stream_after_stream_is_stopped_and_its_own_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(inbox, "MAX_LIVES", 3)
+
+    def answers(hub, station, *messages):
+        provider, ear = hub_provider(hub.address, tmp_path, station=station), Ear()
+        provider.uplink.connect(ear.listener, 5)
+        for sent in messages:
+            provider.uplink.send(sent, 5)
+        ear.wait(lambda ear: len({(a.stream, a.epoch) for a in ear.acknowledgements}) == len(messages), 5)
+        provider.close()
+        return [a.refused for a in sorted(ear.acknowledgements, key=lambda a: a.epoch)]
+
+    lives = [message(1, 1, epoch=epoch) for epoch in range(1, 6)]
+    with Hub(hub_settings(tmp_path)) as hub:
+        said = answers(hub, "bad", *lives)
+        assert said[:3] == ["", "", ""]
+        assert all("has begun 3 streams" in word for word in said[3:])
+        assert answers(hub, "good", *lives[:3]) == ["", "", ""]
+    with Hub(hub_settings(tmp_path)) as hub:  # it is remembered
+        said = answers(hub, "bad", message(2, 1, epoch=1), message(1, 1, epoch=4))
+        assert said[0] == ""
+        assert "has begun 3 streams" in said[1]
 
 
 def test_what_is_refused_is_counted_for_the_hub_and_for_the_station(tmp_path):

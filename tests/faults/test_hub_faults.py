@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from hub_parts import HubProcess, Station, drained, hub_settings, rows
-from outstation.errors import ProviderUnavailableError
+from outstation.errors import ProviderUnavailableError, StorageError
 from outstation.provider import Message
-from outstation.testing import FlakyLink
+from outstation.testing import FakeClock, FlakyLink
 from outstation.wire import Columns, encode
 from outstation_hub import Hub
+from outstation_hub.room import DiskRoom
 from outstation_hub.sinks.parquet import ParquetSink
 from support import wait_until
 
@@ -165,3 +166,9 @@ def test_a_hub_whose_disk_is_full_delays_and_goes_on_when_there_is_room(tmp_path
         station.finish(40)
         drained(hub)
     assert gate.rows == list(range(1, 901))
+
+
+def test_a_disk_that_went_away_is_an_error_of_ours(tmp_path):
+    room = DiskRoom(tmp_path / "data", 0, FakeClock())
+    with pytest.raises(StorageError, match="how full the disk is"):
+        room.take(1)

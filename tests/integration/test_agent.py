@@ -33,13 +33,15 @@ def settings_for(folder: Path, **tables: object) -> Settings:
 class AgentProcess:
     """A real agent, to be killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, sends: bool = False) -> None:
         self.folder = folder
         self.socket = folder / "agent.sock"
+        self.sends = sends
         self.start()
 
     def start(self) -> None:
-        environ = {"OUTSTATION_UPLINK__ENABLED": "false", "OUTSTATION_BUFFER__MIN_FREE_DISK_BYTES": "0"}
+        sends = "true" if self.sends else "false"
+        environ = {"OUTSTATION_UPLINK__ENABLED": sends, "OUTSTATION_BUFFER__MIN_FREE_DISK_BYTES": "0"}
         self._popen = subprocess.Popen(
             [sys.executable, "-m", "outstation", "agent", "--data", str(self.folder)],
             stdout=subprocess.PIPE,
@@ -205,19 +207,40 @@ def test_a_killed_agents_socket_is_no_obstacle_and_sigterm_ends_with_zero(agent:
     agent.start()
 
 
-def status(agent: AgentProcess, *options: str) -> str:
-    command = [sys.executable, "-m", "outstation", "status", "--data", str(agent.folder), *options]
+def outstation_says(agent: AgentProcess, command: str, *options: str) -> str:
+    command = [sys.executable, "-m", "outstation", command, "--data", str(agent.folder), *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
 
 
 def test_the_status_command_shows_link_and_streams_to_people_and_to_machines(agent: AgentProcess) -> None:
     with outstation.connect(agent.socket) as station:
         station.telemetry.event("reading", {}).wait(10.0)
-    shown = status(agent)
+    shown = outstation_says(agent, "status")
     assert "by provider local" in shown
     assert re.search(r"events\s+│\s+1 │", shown)
-    assert 'outstation_records_pending{station="' in status(agent, "--metrics")
-    told = json.loads(status(agent, "--json"))
+    assert 'outstation_records_pending{station="' in outstation_says(agent, "status", "--metrics")
+    told = json.loads(outstation_says(agent, "status", "--json"))
     events = next(stream for stream in told["reported"]["streams"] if stream["stream"] == "events")
     assert events["ledger"]["pending"] == 1
     assert told["pid"] == agent.pid
+
+
+def test_a_link_is_metered_for_as_long_as_somebody_says_so(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path / "data", sends=True)
+    with outstation.connect(agent.socket) as station:
+        assert not station.status().reported.link.metered
+        station.set_metered(True)
+        assert station.status().reported.link.metered
+    assert ", metered" in outstation_says(agent, "status")
+    assert outstation_says(agent, "metered", "off") == "not metered: everything is sent\n"
+    assert ", metered" not in outstation_says(agent, "status")
+    outstation_says(agent, "metered", "on")
+    agent.end()
+    agent.start()
+    assert ", metered" not in outstation_says(agent, "status")
+    agent.end()
+
+
+def test_without_an_agent_nobody_can_be_told_of_the_link(tmp_path: Path) -> None:
+    with outstation.connect(tmp_path / "agent.sock") as station, pytest.raises(LinkDownError, match="No agent answers"):
+        station.set_metered(True)

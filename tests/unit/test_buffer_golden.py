@@ -16,7 +16,8 @@ from outstation.buffer import Buffer
 from outstation.settings import BufferSettings, StreamSettings
 from outstation.testing import FakeClock
 from outstation.types import DropReason, WhenFull
-from outstation.wire.block import Columns, decode, encode
+from outstation.wire.block import decode, encode
+from outstation.wire.columns import Columns
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMAT_1 = GOLDEN / "buffer-1"

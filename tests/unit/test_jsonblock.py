@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from outstation.errors import OutstationError, WireError
 from outstation.provider import Message
-from outstation.wire.block import Columns, decode, encode
+from outstation.wire.block import decode, encode
+from outstation.wire.columns import Columns
 from outstation.wire.jsonblock import block_of, documents, read_document
 
 KINDS = (

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from outstation.errors import CorruptBlockError, ProviderUnavailableError, RefusedError, UnsupportedVersionError
 from outstation.wire import parts
-from outstation.wire.block import Columns, encode
+from outstation.wire.block import encode
+from outstation.wire.columns import Columns
 
 
 def block(size: int, *, first: int = 7, seed: int = 1) -> bytes:

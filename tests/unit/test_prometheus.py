@@ -28,7 +28,7 @@ def test_link_streams_and_models_are_metrics():
     reported = Reported(
         (ModelReport("digits", "2.0.0", versions),),
         (StreamReport("events", 7, ledger, 456),),
-        Link(LinkState.OFFLINE, 5_000_000_000, "cut"),
+        Link(LinkState.OFFLINE, 5_000_000_000, "cut", metered=True),
     )
     found = samples(page(StationStatus("press-7", "hub", 1, 2_500_000_000, reported)))
     assert found == {
@@ -36,6 +36,7 @@ def test_link_streams_and_models_are_metrics():
         'outstation_link_state{station="press-7",state="offline"}': 1,
         'outstation_link_state{station="press-7",state="probing"}': 0,
         'outstation_link_state{station="press-7",state="online"}': 0,
+        'outstation_link_metered{station="press-7"}': 1,
         'outstation_link_since_seconds{station="press-7"}': 5,
         'outstation_records_appended_total{station="press-7",stream="events"}': 10,
         'outstation_records_acknowledged_total{station="press-7",stream="events"}': 4,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from outstation.provider import Message
 from outstation.sync.slicing import fitting
-from outstation.wire.block import HEADER_BYTES, Columns, decode, encode
+from outstation.wire.block import HEADER_BYTES, decode, encode
+from outstation.wire.columns import Columns
 
 EPOCH = 7
 

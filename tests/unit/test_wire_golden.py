@@ -38,6 +38,15 @@ def meaning(value):
     return json.loads(msgspec.json.encode(value))
 
 
+def as_known_then(now, then):
+    """*now* without the fields that a golden file does not know, which must be "not said"."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        return {key: as_known_then(value, then.get(key)) for key, value in now.items() if key in then or value}
+    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        return [as_known_then(*pair) for pair in zip(now, then, strict=True)]
+    return now
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_golden_bytes_are_read_and_written_as_ever(name):
     codec, value = SAMPLES[name]
@@ -46,7 +55,8 @@ def test_golden_bytes_are_read_and_written_as_ever(name):
         data.write_bytes(codec.encode(value))
         described.write_text(json.dumps(meaning(value), indent=1, ensure_ascii=False) + "\n")
     golden = data.read_bytes()
-    assert meaning(codec.decode(golden)) == json.loads(described.read_text())
+    then = json.loads(described.read_text())
+    assert as_known_then(meaning(codec.decode(golden)), then) == then
     assert codec.decode(golden) == value
     assert codec.encode(value) == golden
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from outstation.wire.block import BlockHeader, Columns
+from outstation.wire.block import BlockHeader
+from outstation.wire.columns import Columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,19 @@ written again replaces itself; readers see a file whole or not at all.
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any
 
 from outstation.clock import Clock, SystemClock
 from outstation.durable import make_directories, write_atomically
 from outstation.errors import MissingExtraError
-from outstation.wire.block import Columns, Meta
+from outstation.wire.columns import Columns, Meta, Payloads
 from outstation_hub.sinks import Arrival
 
 try:
@@ -102,27 +104,26 @@ class ParquetSink:
 class _Rows:
     """The records of one file, by column."""
 
-    sequences: list[int] = field(default_factory=list)
+    sequences: array[int] = field(default_factory=lambda: array("Q"))
     times: list[int] = field(default_factory=list)
-    payloads: list[bytes] = field(default_factory=list)
+    payloads: list[Any] = field(default_factory=list)  # Arrow's arrays, one a block
     metas: dict[Meta, int] = field(default_factory=dict)
     index: list[int] = field(default_factory=list)
 
     def add(self, columns: Columns, places: Sequence[int] | None = None) -> None:
         """Take the records of *columns* at *places*, or all of them."""
         known = [self.metas.setdefault(meta, len(self.metas)) for meta in columns.metas]
+        own = columns.meta_index
         if places is None:
             self.sequences.extend(columns.sequences)
             self.times.extend(columns.times)
-            self.payloads.extend(columns.payloads)
-            own = columns.meta_index
-            self.index.extend([known[0]] * len(columns) if own is None else map(known.__getitem__, own))
+            self.payloads.append(_binary(columns.payloads))
+            self.index.extend(repeat(known[0], len(columns)) if own is None else map(known.__getitem__, own))
             return
-        for place in places:
-            self.sequences.append(columns.sequences[place])
-            self.times.append(columns.times[place])
-            self.payloads.append(columns.payloads[place])
-            self.index.append(known[0 if columns.meta_index is None else columns.meta_index[place]])
+        self.sequences.extend(columns.sequences[place] for place in places)
+        self.times.extend(columns.times[place] for place in places)
+        self.payloads.append(_binary([columns.payloads[place] for place in places]))
+        self.index.extend(known[0 if own is None else own[place]] for place in places)
 
     def table(self, station: str, stream: str, epoch: int) -> Any:
         count = len(self.sequences)
@@ -133,13 +134,22 @@ class _Rows:
             pa.repeat(pa.scalar(station, pa.string()), count),
             pa.repeat(pa.scalar(stream, pa.string()), count),
             pa.repeat(pa.scalar(epoch, pa.uint64()), count),
-            pa.array(self.sequences, pa.uint64()),
+            pa.Array.from_buffers(pa.uint64(), count, [None, pa.py_buffer(self.sequences)]),
             pa.array(self.times, pa.int64()).cast(SCHEMA.field("time").type),
             content_types.take(index),
             attributes.take(index),
-            pa.array(self.payloads, pa.binary()),
+            pa.chunked_array(self.payloads),
         ]
         return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _binary(payloads: Sequence[bytes]) -> Any:
+    """An array of Arrow's over the same memory where they lie side by side already."""
+    if not isinstance(payloads, Payloads):
+        return pa.array(payloads, pa.binary())
+    ends = array("i", accumulate(payloads.sizes, initial=0))  # a block's body is far below 2 GiB
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(payloads.joined)]
+    return pa.Array.from_buffers(pa.binary(), len(payloads), buffers)
 
 
 def _grouped(arrivals: Sequence[Arrival]) -> dict[Key, _Rows]:

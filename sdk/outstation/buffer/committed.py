@@ -37,6 +37,8 @@ REMEMBERED_PLACES = 16
 # on a bad card a second.
 REWRITE_PAUSE = 0.005
 REWRITE_TRIES = 1000
+# To write a segment again takes a slow card some seconds. Whoever reads waits no longer than this for it.
+MEND_PATIENCE = 10.0
 
 
 class Host(Protocol):
@@ -114,7 +116,7 @@ class Committed:
         """The committed blocks that end after *after*, in order; ends at the last one committed.
 
         A block may begin at or before *after*: trim it. Numbers may be missing (evicted, expired, thinned, corrupt):
-        the ledger says why. Damaged blocks are passed over, moved to quarantine and counted soon after. Holds no
+        the ledger says why. Damaged blocks are passed over, moved to quarantine and counted. Holds no
         file open between two blocks and at most 256 KiB or one block in memory. Raises DiskError, DecryptionError.
         """
         return self._blocks(after, ALWAYS)
@@ -273,6 +275,11 @@ class Committed:
             self._settled.wait_for(lambda: self._closed or self.last_sequence > after, timeout)
             return self.last_sequence > after
 
+    def _await_mended(self, segment: Segment) -> None:
+        self._suspect(segment)
+        with self._lock:
+            self._settled.wait_for(lambda: self._closed or segment.serial not in self.suspects, MEND_PATIENCE)
+
     def _blocks(self, after: int, period: Period) -> Iterator[StoredBlock]:
         while True:
             chunk = self._chunk(after, period)
@@ -285,7 +292,7 @@ class Committed:
     def _chunk(self, after: int, period: Period = ALWAYS) -> Chunk | None:
         """The next blocks that end after *after*, or None at the end."""
         missing: Segment | None = None
-        tries = 0
+        tries, mended = 0, -1
         while True:
             with self._lock:
                 segment = find_segment(self.segments, after)
@@ -319,8 +326,12 @@ class Committed:
                 continue
             except OSError as exc:
                 raise self._unreadable(segment, exc) from exc
-            if chunk.damaged:
-                self._suspect(segment)
+            if chunk.damaged and mended != segment.serial:
+                # What comes after the damage may be acknowledged as soon as it is handed out, and that must not count
+                # what was lost as delivered. So it is counted first; if the disk does not let it be, reading goes on.
+                mended = segment.serial
+                self._await_mended(segment)
+                continue
             if chunk.blocks:
                 self._remember(chunk.blocks[-1].header.last_sequence, chunk.next_place)
                 return chunk

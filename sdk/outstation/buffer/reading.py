@@ -10,7 +10,8 @@ from typing import NamedTuple
 from outstation.buffer.segment import Access, Damage, Frame, Segment, body_of, open_for_reading, read_seal, walk
 from outstation.errors import CorruptBlockError
 from outstation.types import Record
-from outstation.wire.block import HEADER_BYTES, BlockHeader, Columns, decode_body
+from outstation.wire.block import HEADER_BYTES, BlockHeader, decode_body
+from outstation.wire.columns import Columns
 
 # What one read brings into memory, unless a single block is larger: many small blocks, or a few usual ones.
 CHUNK_BYTES = 256 << 10

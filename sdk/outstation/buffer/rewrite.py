@@ -19,8 +19,9 @@ from outstation.buffer.salvage import Salvage
 from outstation.buffer.segment import Access, Damage, Frame, Segment, body_of, open_for_reading, walk
 from outstation.durable import TEMPORARY_SUFFIX, Files
 from outstation.errors import CorruptBlockError, StorageError
-from outstation.wire.block import BlockHeader, Columns, Meta, decode_body, decode_marks, drafted
+from outstation.wire.block import BlockHeader, decode_body, decode_marks, drafted
 from outstation.wire.checks import RECORD_OVERHEAD_BYTES
+from outstation.wire.columns import Columns, Meta
 
 # From a plain block and the serial of its segment to the bytes that are stored.
 Protect = Callable[[BlockHeader, bytes, int], bytes]

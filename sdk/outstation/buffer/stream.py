@@ -326,6 +326,11 @@ class Stream(Committed):
                 raise DiskError(f"Not all of the stream {self.name!r} could be read; its marks are known once it is.")
             return self._marks.get(producer, 0)
 
+    def producers(self) -> list[str]:
+        """Whoever has a mark here, as far as it is known."""
+        with self._lock:
+            return list(self._marks)
+
     def flush(self, timeout: float | None = None) -> None:
         """Return when everything appended before, and the cursor, is on the disk; asks for a prompt commit.
 

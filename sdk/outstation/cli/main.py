@@ -19,7 +19,7 @@ from outstation.cli.fleet import app as fleet
 from outstation.cli.hub import app as hub
 from outstation.cli.inference import inference
 from outstation.cli.model import app as model
-from outstation.cli.status import status
+from outstation.cli.status import metered, status
 from outstation.errors import ConfigurationError, InvalidInputError, OutstationError
 
 FAILED, ASKED_WRONGLY = 1, 2
@@ -37,6 +37,7 @@ app.command("agent")(agent)
 app.command("inference")(inference)
 app.command("enroll")(enroll)
 app.command("status")(status)
+app.command("metered")(metered)
 app.add_typer(hub, name="hub")
 app.add_typer(model, name="model")
 app.add_typer(fleet, name="fleet")

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from outstation.provider import Message
-from outstation.wire.block import Columns, decode, encode
+from outstation.wire.block import decode, encode
+from outstation.wire.columns import Columns
 
 
 def fitting(whole: Message, *, after: int, max_bytes: int | None) -> Iterator[Message]:

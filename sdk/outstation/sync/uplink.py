@@ -14,6 +14,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from outstation.buffer import Buffer, Stream
 from outstation.clock import Clock
@@ -79,7 +80,7 @@ class UplinkThread:
 
     @property
     def link(self) -> Link:
-        return self._link.link
+        return replace(self._link.link, metered=self._budget.metered)
 
     @property
     def metered(self) -> bool:

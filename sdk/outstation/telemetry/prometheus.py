@@ -32,6 +32,8 @@ def page(status: StationStatus) -> str:
     add("started_seconds", "gauge", "When the station was started, since 1970.", [({}, status.started_unix_nano / 1e9)])
     if status.reported.link is not None:
         add("link_state", "gauge", "1 for the state that the link is in.", _states(status.reported.link))
+        metered = float(status.reported.link.metered)
+        add("link_metered", "gauge", "1 when every byte over the link costs.", [({}, metered)])
         since = status.reported.link.since_unix_nano / 1e9
         add("link_since_seconds", "gauge", "Since when the link is there or away, since 1970.", [({}, since)])
     add("records_appended_total", "counter", "Records offered, those rejected included.", each("appended"))

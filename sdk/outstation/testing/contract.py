@@ -45,7 +45,8 @@ from outstation.types import (
     Reported,
     StreamReport,
 )
-from outstation.wire.block import Columns, encode
+from outstation.wire.block import encode
+from outstation.wire.columns import Columns
 
 Arrived = tuple[str, int, int, bytes]  # stream, epoch, sequence, payload
 

@@ -4,6 +4,7 @@ A function in the cloud needs only this: ``decode(data)`` takes the bytes of one
 records. Generated classes stay behind :mod:`outstation.wire.convert`.
 """
 
-from outstation.wire.block import BlockHeader, Columns, decode, encode
+from outstation.wire.block import BlockHeader, decode, encode
+from outstation.wire.columns import Columns
 
 __all__ = ["BlockHeader", "Columns", "decode", "encode"]

@@ -25,15 +25,15 @@ import sys
 import threading
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import NamedTuple
 
 from outstation import zstd
 from outstation.errors import CorruptBlockError, UnsupportedVersionError, WireError
-from outstation.types import OCTETS, Record
+from outstation.wire.columns import Columns, Meta, Payloads
 
 MAGIC = b"OBLK"
 VERSION = 1
@@ -54,9 +54,6 @@ _of_thread = threading.local()
 _SHORT = "A block's body ends before its columns do."
 _LITTLE = sys.byteorder == "little"
 _GUARD = (1 << 63).to_bytes(8, "little")
-
-Meta = tuple[str, tuple[tuple[str, str], ...]]  # content type, attributes in sorted order
-NO_META: Meta = (OCTETS, ())
 
 
 class BlockHeader(NamedTuple):  # a tuple: opening a backlog makes very many of them
@@ -124,41 +121,6 @@ class BlockHeader(NamedTuple):  # a tuple: opening a backlog makes very many of 
         if max(header.body_bytes, header.raw_bytes) > MAX_BODY_BYTES or header.payload_bytes > header.raw_bytes:
             raise CorruptBlockError(f"A block header claims more than {MAX_BODY_BYTES} bytes.")
         return header
-
-
-@dataclass(slots=True)
-class Columns:
-    """The records of one block, by column; every list has one entry a record."""
-
-    sequences: Sequence[int]
-    times: Sequence[int]
-    payloads: Sequence[bytes]
-    meta_index: Sequence[int] | None = None  # None: all have metas[0]
-    metas: Sequence[Meta] = (NO_META,)
-    marks: Mapping[str, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.payloads)
-
-    def records(self) -> Iterator[Record]:
-        """The rows. Attribute dicts are shared between records of one block: treat them as read-only."""
-        metas = [(content_type, dict(attributes)) for content_type, attributes in self.metas]
-        index = self.meta_index if self.meta_index is not None else [0] * len(self.payloads)
-        for sequence, time, payload, meta in zip(self.sequences, self.times, self.payloads, index, strict=True):
-            content_type, attributes = metas[meta]
-            yield Record(sequence, time, payload, content_type, attributes)
-
-    def after(self, sequence: int) -> Columns:
-        """Only the records whose sequence number is greater than *sequence*."""
-        keep = [i for i, own in enumerate(self.sequences) if own > sequence]
-        return Columns(
-            [self.sequences[i] for i in keep],
-            [self.times[i] for i in keep],
-            [self.payloads[i] for i in keep],
-            None if self.meta_index is None else [self.meta_index[i] for i in keep],
-            self.metas,
-            self.marks,
-        )
 
 
 @dataclass(slots=True)
@@ -377,12 +339,10 @@ class _Reader:
             column.byteswap()
         return column
 
-    def payloads(self, sizes: Sequence[int]) -> list[bytes]:
-        ends = list(accumulate(sizes, initial=self._at))
-        if ends[-1] != len(self._raw):
+    def payloads(self, sizes: array[int]) -> Payloads:
+        if self._at + sum(sizes) != len(self._raw):
             raise CorruptBlockError("A block's payloads do not fill its body.")
-        raw = self._raw
-        return [raw[start:end] for start, end in pairwise(ends)]
+        return Payloads(self._raw, self._at, sizes)
 
 
 def _read_head(reader: _Reader) -> tuple[list[Meta], dict[str, int]]:

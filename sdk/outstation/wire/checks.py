@@ -10,7 +10,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from outstation.errors import InvalidInputError
-from outstation.wire.block import MAX_METAS, Meta, encode_meta
+from outstation.wire.block import MAX_METAS, encode_meta
+from outstation.wire.columns import Meta
 
 # Half of what a block may hold: room for columns, attributes and marks beside the payloads.
 MAX_RECORD_BYTES = 32 << 20

@@ -31,6 +31,7 @@ from outstation.wire.messages import (
     Hello,
     IssuedCertificate,
     Ledgers,
+    Messages,
     StationReport,
     Upward,
     Welcome,
@@ -81,15 +82,9 @@ def codec(
 
 def upward_to_wire(value: Upward) -> sync_pb2.PushRequest:
     if isinstance(value, Message):
-        return sync_pb2.PushRequest(
-            block=sync_pb2.Block(
-                stream=value.stream,
-                epoch=value.epoch,
-                first_sequence=value.first_sequence,
-                last_sequence=value.last_sequence,
-                data=value.block,
-            )
-        )
+        return sync_pb2.PushRequest(block=_block_to_wire(value))
+    if isinstance(value, Messages):
+        return sync_pb2.PushRequest(blocks=sync_pb2.Blocks(blocks=map(_block_to_wire, value.messages)))
     if isinstance(value, Ledgers):
         streams = map(stream_report_to_wire, value.reports)
         return sync_pb2.PushRequest(ledgers=sync_pb2.LedgerReport(streams=streams))
@@ -101,8 +96,9 @@ def upward_from_wire(m: sync_pb2.PushRequest) -> Upward | None:
     """None for a kind of message that only newer stations know: it is passed over."""
     kind = m.WhichOneof("kind")
     if kind == "block":
-        b = m.block
-        return Message(b.stream, b.epoch, b.first_sequence, b.last_sequence, b.data)
+        return _block_from_wire(m.block)
+    if kind == "blocks":
+        return Messages(tuple(map(_block_from_wire, m.blocks.blocks)))
     if kind == "ledgers":
         return Ledgers(tuple(map(stream_report_from_wire, m.ledgers.streams)))
     if kind == "hello":
@@ -110,9 +106,23 @@ def upward_from_wire(m: sync_pb2.PushRequest) -> Upward | None:
     return None
 
 
+def _block_to_wire(value: Message) -> sync_pb2.Block:
+    return sync_pb2.Block(
+        stream=value.stream,
+        epoch=value.epoch,
+        first_sequence=value.first_sequence,
+        last_sequence=value.last_sequence,
+        data=value.block,
+    )
+
+
+def _block_from_wire(m: sync_pb2.Block) -> Message:
+    return Message(m.stream, m.epoch, m.first_sequence, m.last_sequence, m.data)
+
+
 def downward_to_wire(value: Downward) -> sync_pb2.PushResponse:
     if isinstance(value, Welcome):
-        return sync_pb2.PushResponse(welcome=sync_pb2.Welcome(hub=value.hub))
+        return sync_pb2.PushResponse(welcome=sync_pb2.Welcome(hub=value.hub, max_blocks=value.max_blocks))
     if value.refused:
         return sync_pb2.PushResponse(
             refusal=sync_pb2.Refusal(
@@ -140,7 +150,7 @@ def downward_from_wire(m: sync_pb2.PushResponse) -> Downward | None:
         h = m.held
         return Acknowledgement(h.stream, h.epoch, h.through, held_bytes=h.bytes)
     if kind == "welcome":
-        return Welcome(m.welcome.hub)
+        return Welcome(m.welcome.hub, m.welcome.max_blocks)
     return None
 
 
@@ -226,12 +236,14 @@ def reported_from_wire(m: fleet_pb2.Reported) -> Reported:
 
 
 def _link_to_wire(value: Link) -> fleet_pb2.Link:
-    return fleet_pb2.Link(state=value.state.value, since_unix_nano=value.since_unix_nano, reason=value.reason)
+    return fleet_pb2.Link(
+        state=value.state.value, since_unix_nano=value.since_unix_nano, reason=value.reason, metered=value.metered
+    )
 
 
 def _link_from_wire(m: fleet_pb2.Link) -> Link:
     state = LinkState(m.state) if m.state in _LINK_STATES else LinkState.OFFLINE
-    return Link(state, m.since_unix_nano, m.reason)
+    return Link(state, m.since_unix_nano, m.reason, m.metered)
 
 
 def _model_report_to_wire(value: ModelReport) -> fleet_pb2.ModelReport:

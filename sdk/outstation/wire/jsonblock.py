@@ -23,7 +23,8 @@ import msgspec
 from outstation.errors import WireError
 from outstation.provider import Message
 from outstation.types import OCTETS, Record
-from outstation.wire.block import MAX_RECORDS, Columns, Meta, decode, encode
+from outstation.wire.block import MAX_RECORDS, decode, encode
+from outstation.wire.columns import Columns, Meta
 
 VERSION = 1
 # What a document costs beside its records: names, numbers, the longest stream and station.

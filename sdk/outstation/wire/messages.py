@@ -20,9 +20,17 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The hub's answer to :class:`Hello`: send."""
+    """The hub's answer to :class:`Hello`: send, and no more than so many blocks in one message (0 = one)."""
 
     hub: str = ""
+    max_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """Several messages that go as one, in this order."""
+
+    messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class Ledgers:
     reports: tuple[StreamReport, ...]
 
 
-Upward = Hello | Message | Ledgers
+Upward = Hello | Message | Messages | Ledgers
 Downward = Welcome | Acknowledgement
 
 

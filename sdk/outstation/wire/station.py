@@ -131,3 +131,8 @@ APPEND = Method(
 )
 GET_STATUS = Method(f"/{SERVICE}/GetStatus", _NOTHING, Codec(pack_status, unpack_status))
 REPORT_HEALTH = Method(f"/{SERVICE}/ReportHealth", Codec(ModelHealth.pack, ModelHealth.unpack), _NOTHING)
+SET_METERED: Method[bool, None] = Method(
+    f"/{SERVICE}/SetMetered",
+    convert.codec(pb.SetMeteredRequest, lambda metered: pb.SetMeteredRequest(metered=metered), lambda m: m.metered),
+    _NOTHING,
+)

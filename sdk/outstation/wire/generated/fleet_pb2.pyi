@@ -91,14 +91,16 @@ class ModelVersionReport(_message.Message):
     def __init__(self, version: _Optional[str] = ..., phase: _Optional[str] = ..., since_unix_nano: _Optional[int] = ..., reason: _Optional[str] = ..., saved_bytes: _Optional[int] = ...) -> None: ...
 
 class Link(_message.Message):
-    __slots__ = ("state", "since_unix_nano", "reason")
+    __slots__ = ("state", "since_unix_nano", "reason", "metered")
     STATE_FIELD_NUMBER: _ClassVar[int]
     SINCE_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    METERED_FIELD_NUMBER: _ClassVar[int]
     state: str
     since_unix_nano: int
     reason: str
-    def __init__(self, state: _Optional[str] = ..., since_unix_nano: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    metered: bool
+    def __init__(self, state: _Optional[str] = ..., since_unix_nano: _Optional[int] = ..., reason: _Optional[str] = ..., metered: _Optional[bool] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
     __slots__ = ("station", "path", "offset")

@@ -87,3 +87,13 @@ class ReportHealthRequest(_message.Message):
 class ReportHealthResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class SetMeteredRequest(_message.Message):
+    __slots__ = ("metered",)
+    METERED_FIELD_NUMBER: _ClassVar[int]
+    metered: bool
+    def __init__(self, metered: _Optional[bool] = ...) -> None: ...
+
+class SetMeteredResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

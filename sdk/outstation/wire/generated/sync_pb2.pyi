@@ -7,14 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PushRequest(_message.Message):
-    __slots__ = ("hello", "block", "ledgers")
+    __slots__ = ("hello", "block", "ledgers", "blocks")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     LEDGERS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     block: Block
     ledgers: LedgerReport
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., block: _Optional[_Union[Block, _Mapping]] = ..., ledgers: _Optional[_Union[LedgerReport, _Mapping]] = ...) -> None: ...
+    blocks: Blocks
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., block: _Optional[_Union[Block, _Mapping]] = ..., ledgers: _Optional[_Union[LedgerReport, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("station", "software", "instance")
@@ -39,6 +41,12 @@ class Block(_message.Message):
     last_sequence: int
     data: bytes
     def __init__(self, stream: _Optional[str] = ..., epoch: _Optional[int] = ..., first_sequence: _Optional[int] = ..., last_sequence: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Blocks(_message.Message):
+    __slots__ = ("blocks",)
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: _containers.RepeatedCompositeFieldContainer[Block]
+    def __init__(self, blocks: _Optional[_Iterable[_Union[Block, _Mapping]]] = ...) -> None: ...
 
 class LedgerReport(_message.Message):
     __slots__ = ("streams",)
@@ -92,10 +100,12 @@ class PushResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("hub",)
+    __slots__ = ("hub", "max_blocks")
     HUB_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     hub: str
-    def __init__(self, hub: _Optional[str] = ...) -> None: ...
+    max_blocks: int
+    def __init__(self, hub: _Optional[str] = ..., max_blocks: _Optional[int] = ...) -> None: ...
 
 class Acknowledgement(_message.Message):
     __slots__ = ("stream", "epoch", "through")
