@@ -36,7 +36,7 @@ from outstation.wire.tensors import (
 from outstation_inference.chores import Chores
 from outstation_inference.front import Connection
 from outstation_inference.http2 import Http2
-from outstation_inference.jobs import UNKNOWN_SIZE, Job, grpc_code, names_shared_memory
+from outstation_inference.jobs import Job, grpc_code, names_shared_memory
 from outstation_inference.service import InferenceService
 from outstation_inference.streams import INVALID_ARGUMENT, OK, UNIMPLEMENTED, Bytes, Message, Stream
 
@@ -193,7 +193,11 @@ class GrpcJob:
 
     @property
     def size_bytes(self) -> int:
-        return UNKNOWN_SIZE if names_shared_memory(self._data) else len(self._data)
+        return len(self._data)
+
+    @property
+    def shared(self) -> bool:
+        return names_shared_memory(self._data)
 
     @property
     def cancelled(self) -> bool:

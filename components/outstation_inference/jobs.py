@@ -18,8 +18,6 @@ from outstation.errors import (
 from outstation.wire.shared import REGION
 from outstation.wire.tensors import InferRequest, InferResponse
 
-# Of a call whose tensors lie elsewhere: as if it were larger than any.
-UNKNOWN_SIZE = 1 << 63
 _REGION = REGION.encode()
 # Names and parameters of tensors come first in every client's messages.
 _HEAD_BYTES = 4096
@@ -68,7 +66,12 @@ class Job(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """How much there is to decode; UNKNOWN_SIZE when that cannot be told without reading it."""
+        """What its message has."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Tensors of it, of whatever size, may lie in shared memory."""
         ...
 
     @property

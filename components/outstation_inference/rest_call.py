@@ -28,7 +28,7 @@ from outstation.wire.shared import SharedTensor, window_of
 from outstation.wire.tensors import InferRequest, InferResponse
 from outstation_inference.front import Connection
 from outstation_inference.http1 import Http1, Request
-from outstation_inference.jobs import UNKNOWN_SIZE, http_code, names_shared_memory
+from outstation_inference.jobs import http_code, names_shared_memory
 
 _JSON_LENGTH = "inference-header-content-length"
 # Decoded, JSON takes up to ten times its size in memory. Larger tensors travel in binary behind it.
@@ -87,8 +87,11 @@ class RestJob:
 
     @property
     def size_bytes(self) -> int:
-        body = self._request.body
-        return UNKNOWN_SIZE if names_shared_memory(body) else len(body)
+        return len(self._request.body)
+
+    @property
+    def shared(self) -> bool:
+        return names_shared_memory(self._request.body)
 
     @property
     def cancelled(self) -> bool:

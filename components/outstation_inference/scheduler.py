@@ -17,7 +17,7 @@ from outstation.errors import DeadlineError, InferenceError, OutstationError, Pr
 from outstation.inference.deadlines import Deadlines
 from outstation.settings import BatchingSettings, InferenceSettings
 from outstation_inference.batching import Prepared, batches, compute_together
-from outstation_inference.jobs import UNKNOWN_SIZE, Job
+from outstation_inference.jobs import Job
 from outstation_inference.service import InferenceService
 
 log = logging.getLogger("outstation.inference")
@@ -68,7 +68,7 @@ class Scheduler:
         for job in jobs:
             batching = self._batching.get(job.model_hint)
             typical = QUICK if batching and batching.delay else self._typical.get(job.model_hint, QUICK)
-            if typical < QUICK and expected < MAX_INLINE and job.size_bytes <= MAX_INLINE_BYTES and not self._queue:
+            if typical < QUICK and expected < MAX_INLINE and not self._queue and _is_small(job):
                 expected += typical
                 inline.append(job)
             else:
@@ -92,11 +92,11 @@ class Scheduler:
         with self._state:
             for job in jobs:
                 full = len(self._queue) + self._running >= self._capacity
-                if full or (self._queue and self._held + _weight(job) > self._max_held):
+                if full or (self._queue and self._held + job.size_bytes > self._max_held):
                     refused.append(job)
                 else:
                     self._queue.append(job)
-                    self._held += _weight(job)
+                    self._held += job.size_bytes
             self._state.notify(len(jobs))
         for job in refused:
             job.fail(ProviderUnavailableError("As many calls as may wait do already.", hint="Try again in a moment."))
@@ -120,7 +120,7 @@ class Scheduler:
     def _next(self) -> list[Job]:
         """The oldest call and, of a model with batching, those that may go with it. The lock is held."""
         jobs = self._taken()
-        self._held -= sum(map(_weight, jobs))
+        self._held -= sum(job.size_bytes for job in jobs)
         return jobs
 
     def _taken(self) -> list[Job]:
@@ -184,9 +184,8 @@ class Scheduler:
         self._typical[model] = seconds if known is None else known + (seconds - known) / 8
 
 
-def _weight(job: Job) -> int:
-    """What *job* holds while it waits; a tensor in shared memory is its owner's until it is computed with."""
-    return 0 if job.size_bytes == UNKNOWN_SIZE else job.size_bytes
+def _is_small(job: Job) -> bool:
+    return job.size_bytes <= MAX_INLINE_BYTES and not job.shared
 
 
 def _failed_inside(job: Job) -> None:

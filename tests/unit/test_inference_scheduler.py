@@ -23,10 +23,11 @@ from support import wait_until
 class Job:
     """A call that remembers what became of it."""
 
-    def __init__(self, x, *, model="m", outputs=(), deadline=None):
+    def __init__(self, x, *, model="m", outputs=(), deadline=None, shared=False):
         self.arrived = time.monotonic()
         self.model_hint = model
         self.size_bytes = 100
+        self.shared = shared
         self.deadline = deadline
         self.cancelled = False
         self.outcome = None
@@ -152,6 +153,21 @@ def test_what_is_not_known_to_be_quick_goes_to_the_workers_and_those_to_a_bounde
     wait_until(lambda: scheduler.idle)
     assert set(on) == {"outstation-inference-0"}
     assert all(job.outcome.outputs["y"].tolist() == [[2.0] * 4] for job in jobs[:3])
+
+
+def test_tensors_in_shared_memory_and_large_messages_are_not_for_the_thread_that_reads(scheduled, monkeypatch):
+    scheduler, service = scheduled(workers=1)
+    quick(scheduler)
+    on, find = [], service.version_for
+    monkeypatch.setattr(
+        service, "version_for", lambda request: (on.append(threading.current_thread().name), find(request))[1]
+    )
+    large = Job(np.ones((1, 4)))
+    large.size_bytes = 1 << 20
+    for job in (Job(np.ones((1, 4))), Job(np.ones((1, 4)), shared=True), large):
+        scheduler.submit([job])
+        wait_until(lambda: scheduler.idle)
+    assert on == [threading.current_thread().name, "outstation-inference-0", "outstation-inference-0"]
 
 
 def test_calls_that_wait_hold_no_more_than_four_of_the_largest_messages(scheduled, monkeypatch):

@@ -67,13 +67,13 @@ class Models(Protocol):
 
 @dataclass(slots=True)
 class _Entry:
-    """One model that was asked for. Changed by the host's thread alone, with the lock held."""
+    """One model that was asked for. Changed by the host's thread alone, but for two wishes; with the lock held."""
 
     model: Model
     folder: Path | None = None  # of the version that answers
     seen: bool = False  # the store was asked at least once
-    asked: bool = False  # somebody waits for the store to be asked again
-    unloaded: bool = False  # nobody wants it here, whatever the store says
+    asked: bool = False  # a wish: the store is to be asked again, and somebody waits for it
+    unloaded: bool = False  # a wish: it is not to answer here, whatever the store says
     failed: Path | None = None  # of the version that could not be loaded; not tried again
     failed_version: str = ""
     error: OutstationError | None = None
@@ -143,27 +143,26 @@ class ModelHost:
 
     def load(self, name: str, timeout: float) -> None:
         """See :meth:`Models.load`. Which version answers, the store decides."""
-        self._ask_again(name, timeout, unloaded=False)
+        entry = self._asked_again(name, timeout, unloaded=False)
+        error = entry.error
+        if error is not None:
+            raise error  # also when the version before goes on answering
+        self.get(name, 0.0)
 
     def unload(self, name: str, timeout: float) -> None:
         """See :meth:`Models.unload`. The store is not touched, and no call is counted as failed."""
-        self._ask_again(name, timeout, unloaded=True)
+        self._asked_again(name, timeout, unloaded=True)
 
-    def _ask_again(self, name: str, timeout: float, *, unloaded: bool) -> None:
+    def _asked_again(self, name: str, timeout: float, *, unloaded: bool) -> _Entry:
         checked_name(MODEL_NAME, name, "model")
         if name not in self._store.names():
             raise ModelNotFoundError(f"No model {name!r} is known on this device.")
         with self._changed:
             entry = self._entries.setdefault(name, _Entry(Model(name, None, self._deadlines)))
             entry.unloaded, entry.asked = unloaded, True
-            entry.failed, entry.failed_version, entry.error = None, "", None
             self._wake.set()
             self._changed.wait_for(lambda: not entry.asked or self._closed, timeout)
-            error = entry.error
-        if error is not None:
-            raise error
-        if not unloaded:
-            self.get(name, 0.0)
+            return entry
 
     def health(self, name: str) -> Health:
         """Calls and errors of the version that should answer, since it began to; ModelNotReadyError without one."""
@@ -232,7 +231,7 @@ class ModelHost:
             self._settle(entry, None, None)
         elif installed.folder == entry.folder:
             self._settle(entry, entry.folder, entry.model.current)
-        elif installed.folder != entry.failed:
+        elif installed.folder != entry.failed or entry.asked:
             self._load(entry, installed)
 
     def _load(self, entry: _Entry, installed: InstalledModel) -> None:
