@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -35,11 +34,25 @@ _SEMAPHORES = "sem."
 _MAX_NAME = 255
 
 
+class _File:
+    """An open file, closed with the last reference: a region may be unregistered while a call uses it."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: str) -> None:
+        # A symbolic link would lead out of the folder, and opening a pipe would wait for its other end.
+        self.descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):  # it has none when it could not be opened
+            os.close(self.descriptor)
+
+
 @dataclass(frozen=True, slots=True)
 class _Open:
     region: Region
-    descriptor: int
-    file: tuple[int, int]  # device and inode: two names may lead to the same memory
+    file: _File
+    identity: tuple[int, int]  # device and inode: two names may lead to the same memory
 
 
 class Regions:
@@ -69,13 +82,9 @@ class Regions:
         if not region.name or len(region.name) > _MAX_NAME:
             raise InvalidInputError(f"A region's name has 1 to {_MAX_NAME} characters.")
         opened = _opened(region)
-        try:
-            with self._lock:
-                self._make_room(region.name)
-                self._open[region.name] = opened
-        except BaseException:
-            os.close(opened.descriptor)
-            raise
+        with self._lock:
+            self._make_room(region.name)
+            self._open[region.name] = opened
 
     def status(self, name: str) -> tuple[Region, ...]:
         """The region *name*, or all of them when it is ""; RegionNotFoundError."""
@@ -88,13 +97,15 @@ class Regions:
     def unregister(self, name: str) -> None:
         """Let go of the region *name*, or of all when it is "". Nothing happens when there is none."""
         with self._lock:
-            for key in [name] if name else list(self._open):
-                self._forget(key)
+            if name:
+                self._open.pop(name, None)
+            else:
+                self._open.clear()
 
     def check(self, into: Mapping[str, Window]) -> None:
         """Whether outputs can be put *into* these windows as far as can be told now; InvalidInputError."""
         with self._lock:
-            places = sorted((*self._place(window, f"Output {name!r}"), name) for name, window in into.items())
+            places = sorted(self._place(name, window) for name, window in into.items())
         for (file, _, end, one), (other_file, begin, _, other) in pairwise(places):
             if file == other_file and begin < end:
                 raise InvalidInputError(f"The outputs {one!r} and {other!r} share bytes of the same memory.")
@@ -107,25 +118,26 @@ class Regions:
                 f"The inputs in shared memory have {total} bytes; {self._max_bytes} is the most.",
                 hint="Set inference.max_message_bytes: it bounds what a call brings, whichever way.",
             )
-        return {name: self._read(tensor, f"Input {name!r}") for name, tensor in tensors.items()}
+        return {name: self._read(f"Input {name!r}", tensor) for name, tensor in tensors.items()}
 
     def write(self, into: Mapping[str, Window], outputs: Mapping[str, Array]) -> dict[str, Window]:
-        """Put *outputs* there; where each lies now. None is written when one does not fit (InvalidInputError)."""
+        """Put *outputs* into windows that were checked; where each lies now.
+
+        None is written when one does not fit (InvalidInputError).
+        """
         parts = {name: _bytes_of(outputs[name]).data for name in into}
         for name, window in into.items():
             if len(parts[name]) > window.size_bytes:
                 raise InvalidInputError(
                     f"Output {name!r} has {len(parts[name])} bytes; {window.size_bytes} were given for it.",
                 )
-        self.check(into)
-        return {name: self._write(window, parts[name], f"Output {name!r}") for name, window in into.items()}
+        return {name: self._write(f"Output {name!r}", window, parts[name]) for name, window in into.items()}
 
     def close(self) -> None:
         """Let go of every region. Idempotent."""
         with self._lock:
             self._closed = True
-            for name in list(self._open):
-                self._forget(name)
+            self._open.clear()
 
     def _make_room(self, name: str) -> None:
         if self._closed:
@@ -133,23 +145,22 @@ class Regions:
         if name in self._open:
             if not _deleted(self._open[name]):
                 raise RegionExistsError(f"A region {name!r} is registered already.", hint="Unregister it first.")
-            self._forget(name)
+            del self._open[name]
         if len(self._open) >= self._limit:
             # Left behind by clients that ended without a word; nobody new can find that memory.
-            for key in [key for key, opened in self._open.items() if _deleted(opened)]:
-                self._forget(key)
+            self._open = {key: opened for key, opened in self._open.items() if not _deleted(opened)}
         if len(self._open) >= self._limit:
             raise ProviderUnavailableError(
                 f"{self._limit} regions are registered already.", hint="Unregister those that are not in use."
             )
 
-    def _forget(self, name: str) -> None:
-        opened = self._open.pop(name, None)
-        if opened is not None:
-            os.close(opened.descriptor)
+    def _place(self, name: str, window: Window) -> tuple[tuple[int, int], int, int, str]:
+        """Which file the output *name* is for, its first byte and its end there. The lock is held."""
+        opened, begin = self._found(f"Output {name!r}", window)
+        return opened.identity, begin, begin + window.size_bytes, name
 
-    def _place(self, window: Window, where: str) -> tuple[tuple[int, int], int, int]:
-        """Which file *window* is in, and its first byte and its end there. The lock is held."""
+    def _found(self, where: str, window: Window) -> tuple[_Open, int]:
+        """The region of *window*, and where the window begins in its file. Needs no lock: it looks once."""
         opened = self._open.get(window.region)
         if opened is None:
             raise _unknown(window.region)
@@ -159,43 +170,32 @@ class Regions:
                 f"{where} is {window.size_bytes} bytes from {window.offset} on; "
                 f"the region {region.name!r} has {region.size_bytes}."
             )
-        begin = region.offset + window.offset
-        return opened.file, begin, begin + window.size_bytes
+        return opened, region.offset + window.offset
 
-    @contextmanager
-    def _used(self, window: Window, where: str) -> Iterator[tuple[int, int]]:
-        """A descriptor for *window* and where it begins there; of our own, as the region may be unregistered now."""
-        with self._lock:
-            _, begin, end = self._place(window, where)
-            descriptor = os.dup(self._open[window.region].descriptor)
+    def _read(self, where: str, tensor: SharedTensor) -> Array:
+        opened, begin = self._found(where, tensor.window)
+        buffer = np.empty(tensor.window.size_bytes, np.uint8).data
+        at = 0
         try:
-            size = os.fstat(descriptor).st_size
-            if size < end:
-                raise InvalidInputError(
-                    f"{where} ends at byte {end} of the memory of region {window.region!r}, which has {size} now."
-                )
-            yield descriptor, begin
-        except OSError as exc:
-            raise InvalidInputError(f"{where}: the region {window.region!r} fails: {exc.strerror}.") from exc
-        finally:
-            os.close(descriptor)
-
-    def _read(self, tensor: SharedTensor, where: str) -> Array:
-        with self._used(tensor.window, where) as (descriptor, begin):
-            buffer = np.empty(tensor.window.size_bytes, np.uint8).data
-            at = 0
             while at < len(buffer):
-                got = os.preadv(descriptor, [buffer[at:]], begin + at)
+                got = os.preadv(opened.file.descriptor, [buffer[at:]], begin + at)
                 if not got:
-                    raise InvalidInputError(f"{where}: the region {tensor.window.region!r} has shrunk.")
+                    raise _shrunk(where, opened)
                 at += got
+        except OSError as exc:
+            raise _failed(where, opened, exc) from exc
         return from_raw(where, tensor.datatype, tensor.shape, buffer)
 
-    def _write(self, window: Window, data: memoryview, where: str) -> Window:
-        with self._used(window, where) as (descriptor, begin):
-            at = 0
+    def _write(self, where: str, window: Window, data: memoryview) -> Window:
+        opened, begin = self._found(where, window)
+        at = 0
+        try:
+            if os.fstat(opened.file.descriptor).st_size < begin + len(data):
+                raise _shrunk(where, opened)  # writing would make it larger again
             while at < len(data):
-                at += os.pwritev(descriptor, [data[at:]], begin + at)
+                at += os.pwritev(opened.file.descriptor, [data[at:]], begin + at)
+        except OSError as exc:
+            raise _failed(where, opened, exc) from exc
         return Window(window.region, window.offset, len(data))
 
 
@@ -210,31 +210,40 @@ def _opened(region: Region) -> _Open:
     if not 0 < region.size_bytes <= MAX_BYTES or region.offset > MAX_BYTES:
         raise InvalidInputError(f"A region of {region.size_bytes} bytes from {region.offset} on cannot be.")
     try:
-        # A symbolic link would lead out of the folder, and opening a pipe would wait for its other end.
-        descriptor = os.open(f"{_FOLDER}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = _File(f"{_FOLDER}/{name}")
     except OSError as exc:
         raise InvalidInputError(
             f"The shared memory {region.key!r} cannot be opened: {exc.strerror}.",
             hint="It must be there before it is registered, and this server's user must be allowed to write to it.",
         ) from exc
-    found = os.fstat(descriptor)
+    found = os.fstat(file.descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_size < region.offset + region.size_bytes:
-        os.close(descriptor)
         raise InvalidInputError(
             f"The shared memory {region.key!r} has {found.st_size} bytes; "
             f"the region is {region.size_bytes} from {region.offset} on."
         )
-    return _Open(region, descriptor, (found.st_dev, found.st_ino))
+    return _Open(region, file, (found.st_dev, found.st_ino))
 
 
 def _deleted(opened: _Open) -> bool:
-    return os.fstat(opened.descriptor).st_nlink == 0
+    return os.fstat(opened.file.descriptor).st_nlink == 0
 
 
 def _bytes_of(array: Array) -> Array:
     if array.dtype.kind in "OSU":
         return np.frombuffer(to_raw(array), np.uint8)
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _shrunk(where: str, opened: _Open) -> InvalidInputError:
+    size = os.fstat(opened.file.descriptor).st_size
+    return InvalidInputError(
+        f"{where} is beyond the memory of the region {opened.region.name!r}, which has {size} now."
+    )
+
+
+def _failed(where: str, opened: _Open, error: OSError) -> InvalidInputError:
+    return InvalidInputError(f"{where}: the memory of the region {opened.region.name!r} fails: {error.strerror}.")
 
 
 def _unknown(name: str) -> RegionNotFoundError:

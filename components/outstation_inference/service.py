@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from outstation._version import __version__
 from outstation.errors import InvalidInputError, ModelNotFoundError, OutstationError
@@ -86,7 +86,7 @@ class InferenceService:
     def located(self, request: InferRequest) -> InferRequest:
         """*request* with the inputs that lie in shared memory; InvalidInputError when any window of it is wrong."""
         self.regions.check(request.into)
-        return replace(request, inputs={**request.inputs, **self.regions.read(request.shared)}, shared={})
+        return request.brought(self.regions.read(request.shared))
 
     def ready(self) -> bool:
         """Whether every model that should answer does, or is known to be impossible to load."""

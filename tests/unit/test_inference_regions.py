@@ -159,20 +159,18 @@ def test_memory_that_has_shrunk_is_an_error_and_not_the_end_of_the_process(regio
     assert len(content(key)) == 8
 
 
-def test_outputs_that_do_not_fit_or_overlap_leave_the_memory_as_it_was(regions, memory):
+def test_outputs_that_do_not_fit_or_overlap_are_refused_before_one_is_written(regions, memory):
     key = memory(64)
     regions.register(Region("one", key, 0, 64))
     regions.register(Region("two", key, 32, 32))
     outputs = {"a": X, "b": X}
-    for into in (
-        {"a": Window("one", 0, 24), "b": Window("one", 24, 23)},
-        {"a": Window("one", 0, 24), "b": Window("one", 20, 24)},
-        {"a": Window("one", 30, 24), "b": Window("two", 0, 24)},
-        {"a": Window("one", 0, 24), "b": Window("three", 0, 24)},
-    ):
-        with pytest.raises(InvalidInputError):
-            regions.write(into, outputs)
-        assert content(key) == b"\0" * 64
+    with pytest.raises(InvalidInputError, match="24 bytes; 23 were given"):
+        regions.write({"a": Window("one", 0, 24), "b": Window("one", 24, 23)}, outputs)
+    assert content(key) == b"\0" * 64
+    for window in (Window("one", 20, 24), Window("one", 0, 31), Window("two", 0, 24), Window("one", 53, 1)):
+        with pytest.raises(InvalidInputError, match="share bytes"):
+            regions.check({"a": Window("one", 30, 24), "b": window})
+    regions.check({"a": Window("one", 8, 24), "b": Window("two", 0, 24), "c": Window("one", 56, 8)})
     regions.write({"a": Window("one", 0, 24), "b": Window("two", 0, 24)}, outputs)
     assert content(key)[:24] == content(key)[32:56] == X.tobytes()
 

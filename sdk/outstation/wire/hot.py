@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from outstation.wire.datatypes import DTYPES, Array
+from outstation.wire.shared import Window
 
 Head = TypeVar("Head")
 
@@ -102,24 +103,31 @@ class Repeats(Generic[Head]):
 class Answers:
     """Beginnings of responses by what they say. Thread-safe, as above."""
 
-    def __init__(self, make: Callable[[str, str, Mapping[str, Array]], bytes]) -> None:
+    def __init__(self, make: Callable[[str, str, Mapping[str, Array], Mapping[str, Window]], bytes]) -> None:
         """*make* writes all but id and elements, for a model, a version and arrays of the wanted types and shapes."""
         self._make = make
         self._known: dict[tuple[object, ...], bytes] = {}
 
-    def pack(self, model: str, version: str, request_id: str, outputs: Mapping[str, Array]) -> bytes:
-        """The response with *outputs*, none of which may be BYTES, as raw contents."""
-        key = (model, version, *((name, array.dtype, array.shape) for name, array in outputs.items()))
+    def pack(
+        self, model: str, version: str, request_id: str, outputs: Mapping[str, Array], into: Mapping[str, Window]
+    ) -> bytes:
+        """The response with *outputs*, none of them BYTES, as raw contents; those named in *into* lie there."""
+        key: tuple[object, ...] = (model, version, *((name, a.dtype, a.shape) for name, a in outputs.items()))
+        if into:
+            key += (tuple(into.items()),)
         beginning = self._known.get(key)
         if beginning is None:
             if len(self._known) >= _MAX_LENGTHS:
                 self._known.clear()
-            beginning = self._known[key] = self._make(model, version, outputs)
+            beginning = self._known[key] = self._make(model, version, outputs, into)
         parts = [beginning]
         if request_id:
             text = request_id.encode()
             parts += (ID_TAG, varint(len(text)), text)
-        for array in outputs.values():
+        for name, array in outputs.items():
+            if name in into:
+                parts += (RAW_OUTPUT_TAG, b"\0")  # clients find the others by their place
+                continue
             parts += (RAW_OUTPUT_TAG, varint(array.nbytes), array.tobytes())
         return b"".join(parts)
 

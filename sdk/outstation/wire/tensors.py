@@ -89,6 +89,13 @@ class InferRequest:
             _set_parameters(row.parameters, tensor.window.parameters)
         return message.SerializeToString()
 
+    def brought(self, inputs: Mapping[str, Array]) -> InferRequest:
+        """The same call with the *inputs* that lay in shared memory."""
+        inputs = {**self.inputs, **inputs}
+        return InferRequest(
+            self.model, inputs, self.version, self.id, self.outputs, self.parameters, self.raw, into=self.into
+        )
+
     @classmethod
     def unpack(cls, data: bytes | bytearray) -> InferRequest:
         found = _BEGINNINGS.find(data)
@@ -132,8 +139,8 @@ class InferResponse:
     into: Mapping[str, Window] = field(default_factory=dict)
 
     def pack(self) -> bytes:
-        if self.raw and not self.into and all(array.dtype.kind in "biufV" for array in self.outputs.values()):
-            return _ANSWERS.pack(self.model, self.version, self.id, self.outputs)
+        if self.raw and all(array.dtype.kind in "biufV" for array in self.outputs.values()):
+            return _ANSWERS.pack(self.model, self.version, self.id, self.outputs, self.into)
         message = pb.ModelInferResponse()
         self.put(message)
         return message.SerializeToString()
@@ -178,11 +185,14 @@ class StreamAnswer:
     final: bool = False
 
 
-def _beginning(model: str, version: str, outputs: Mapping[str, Array]) -> bytes:
+def _beginning(model: str, version: str, outputs: Mapping[str, Array], into: Mapping[str, Window]) -> bytes:
     """A response but for its id and its elements."""
     message = pb.ModelInferResponse(model_name=model, model_version=version)
     for name, array in outputs.items():
-        _describe(message.outputs.add(), name, array)
+        row = message.outputs.add()
+        _describe(row, name, array)
+        if name in into:
+            _set_parameters(row.parameters, into[name].parameters)
     return message.SerializeToString()
 
 
