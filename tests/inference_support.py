@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 import tiny_models
-from outstation.models.manifest import Budgets, Golden, Manifest, ManifestFile, TensorSpec, encode_manifest
+from outstation.models.manifest import MANIFEST, Budgets, Golden, Manifest, ManifestFile, TensorSpec, encode_manifest
+from outstation.models.rollout import Event
 from outstation.models.store import InstalledModel
 
 X = (TensorSpec("x", "FP32", (-1, 4)),)
@@ -58,6 +59,18 @@ def install(
 def scaling(folder: Path, factor: float, **rest) -> InstalledModel:
     """A version FACTOR.0.0 that answers ``y = factor * x``."""
     return install(folder, f"{factor:g}.0.0", tiny_models.scale(factor), **rest)
+
+
+def put(writer, model, *, prove=True):
+    """Bring *model* into the store and let it answer, as the reconciler would."""
+    files = {path.name: path.read_bytes() for path in model.folder.iterdir()}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    for name, data in files.items():
+        writer.keep_bytes(data, hashes[name])
+    writer.assemble(model.manifest, hashes[MANIFEST])
+    events = [Event.OFFER, Event.BEGIN, Event.COMPLETE, Event.PASS, Event.ADMIT, *([Event.PROVE] if prove else [])]
+    for event in events:
+        writer.move(model.name, model.version, event, at_unix_nano=1, digest=hashes[MANIFEST])
 
 
 class HandStore:

@@ -16,6 +16,7 @@ from outstation.types import (
     ModelPhase,
     ModelReport,
     ModelVersionReport,
+    Placement,
     Record,
     Reported,
     StationStatus,
@@ -58,6 +59,7 @@ MODEL = ModelReport(
         ModelVersionReport("3.0.0", ModelPhase.REFUSED, 6, "sha256 differs"),
     ),
 )
+PLACEMENT = Placement("cpu", ("npu: not in this build of OpenVINO on this machine",), "openvino")
 REPORTED = Reported((MODEL,), (STREAM,), Link(LinkState.ONLINE, 3, "häß"), 7, 8, "outstation 0.1.0", {"line": "3"})
 WISH = WishName("digits", Target("", {"line": "3"}))
 WISH_ENTRY = WishEntry(
@@ -118,6 +120,12 @@ SAMPLES = {
     "status": (agent.GET_STATUS.response, StationStatus("press-7", "hub", 17, 5, REPORTED)),
     "health": (agent.REPORT_HEALTH.request, agent.ModelHealth("digits", "2.0.0", 1000, 1)),
     "health-noted": (agent.REPORT_HEALTH.response, None),
+    "placement": (agent.REPORT_PLACEMENT.request, agent.ModelPlacement("digits", "2.0.0", PLACEMENT)),
+    "placement-noted": (agent.REPORT_PLACEMENT.response, None),
+    "status-placed": (
+        agent.GET_STATUS.response,
+        StationStatus("press-7", "hub", 17, 1, Reported((ModelReport("digits", "2.0.0", (), PLACEMENT),))),
+    ),
     "set-metered": (agent.SET_METERED.request, True),
     "metered": (agent.SET_METERED.response, None),
     "reported-over-a-metered-link": (

@@ -19,11 +19,13 @@ from outstation.wire.station import (
     APPEND,
     GET_STATUS,
     REPORT_HEALTH,
+    REPORT_PLACEMENT,
     SERVICE,
     SET_METERED,
     AppendRequest,
     AppendResponse,
     ModelHealth,
+    ModelPlacement,
 )
 
 log = logging.getLogger("outstation.agent")
@@ -47,6 +49,7 @@ class StationService:
                 APPEND: self.append,
                 GET_STATUS: self.get_status,
                 REPORT_HEALTH: self.report_health,
+                REPORT_PLACEMENT: self.report_placement,
                 SET_METERED: self.set_metered,
             },
         )
@@ -66,6 +69,9 @@ class StationService:
     def report_health(self, health: ModelHealth, _caller: Caller) -> None:
         if self._parts.reconciler is not None:
             self._parts.reconciler.report_health(health.model, health.version, health.calls, health.errors)
+
+    def report_placement(self, told: ModelPlacement, _caller: Caller) -> None:
+        self._parts.report_placement(told.model, told.version, told.placement)
 
     def _gate(self, producer: str, stream: str) -> _Gate:
         with self._gates_lock:

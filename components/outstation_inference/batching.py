@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from outstation.errors import InferenceError, OutstationError
+from outstation.inference.capturing import note_of
 from outstation.inference.model import Result, Version
 from outstation.settings import BatchingSettings
 from outstation.wire.datatypes import Array
@@ -36,6 +37,8 @@ class Prepared:
     def answer(self, outputs: Mapping[str, Array]) -> int:
         """Answer with *outputs*, in shared memory those that are wanted there; how many calls were answered: 1 or 0."""
         request = self.request
+        if self.version.sampler is not None:  # before the answer: then the caller may overwrite what it shares with us
+            self.version.sampler.offer(request.inputs, outputs, note_of(request.parameters))
         try:
             into = self.regions.write(request.into, outputs) if request.into else {}
         except OutstationError as exc:

@@ -127,7 +127,14 @@ class RestJob:
         windows = {output.name: window_of(output.parameters, f"Output {output.name!r}") for output in call.outputs}
         into = {name: window for name, window in windows.items() if window is not None}
         return InferRequest(
-            self._key.name, inputs, self._key.version, call.id, tuple(windows), shared=shared, into=into
+            self._key.name,
+            inputs,
+            self._key.version,
+            call.id,
+            tuple(windows),
+            call.parameters,
+            shared=shared,
+            into=into,
         )
 
     def answer(self, response: InferResponse) -> None:

@@ -7,16 +7,20 @@ import threading
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from outstation.clock import Clock, SystemClock
-from outstation.errors import ConfigurationError
+from outstation.errors import ConfigurationError, DeadlineError
+from outstation.inference import capturing
+from outstation.inference.captures import Captures
 from outstation.inference.health import HealthReporter
 from outstation.inference.host import FixedModels, ModelHost, Models
 from outstation.inference.loading import load_file
 from outstation.inference.model import Model
-from outstation.inference.runtime import RuntimeOptions
+from outstation.inference.runtime import options_of
 from outstation.models.store import ModelStore
 from outstation.settings import InferenceSettings, Settings
+from outstation.telemetry.events import Telemetry
 from outstation.wire.address import claim_socket, is_loopback, release_socket, share_socket
 from outstation_inference.chores import Chores
 from outstation_inference.frames import PREFACE
@@ -27,6 +31,9 @@ from outstation_inference.regions import Regions
 from outstation_inference.rest_speaker import RestSpeaker
 from outstation_inference.scheduler import Scheduler
 from outstation_inference.service import InferenceService
+
+if TYPE_CHECKING:
+    from outstation.agent import AgentClient
 
 log = logging.getLogger("outstation.inference")
 
@@ -43,14 +50,18 @@ REPORT_TIMEOUT = 1.0
 class InferenceProcess:
     """The inference component. :meth:`from_store` or :meth:`of_file` makes it; ``run`` blocks until ``stop``."""
 
-    def __init__(self, models: Models, settings: InferenceSettings, sockets: tuple[str, ...]) -> None:
-        """Listen on *sockets*: "host:port", "unix:/path". Owns *models* from now on.
+    def __init__(
+        self, models: Models, settings: InferenceSettings, sockets: tuple[str, ...], owned: ExitStack | None = None
+    ) -> None:
+        """Listen on *sockets*: "host:port", "unix:/path". Owns *models* from now on, and *owned*, which ends later.
 
         ConfigurationError when there is no socket or one is taken.
         """
         self._stop = threading.Event()
         self._closing = ExitStack()
         with ExitStack() as made:
+            if owned is not None:
+                made.callback(owned.close)
             chores = Chores()
             made.callback(chores.close)  # after the models, whose end is also that of a wait for one
             made.callback(models.close)
@@ -81,12 +92,24 @@ class InferenceProcess:
         from outstation.agent import AgentClient  # noqa: PLC0415 - gRPC's client: a bare file needs none of it
 
         store = ModelStore(settings.data_dir / "models")
-        host = ModelHost(store, settings.inference, clock=clock, preload=True)
-        sockets = (settings.inference.listen, f"unix:{settings.inference_socket.absolute()}")
-        process = cls(host, settings.inference, tuple(filter(None, sockets)))
+        owned = ExitStack()
         agent = AgentClient(settings.agent_socket)
-        process._closing.callback(agent.close)
-        reporter = HealthReporter(host, partial(agent.report_health, timeout=REPORT_TIMEOUT), clock)
+        owned.callback(_end, agent)
+        captures = Captures(
+            agent,
+            settings.inference.capture,
+            state=settings.data_dir / capturing.STATE,
+            report=Telemetry(agent, clock).health,
+            clock=clock,
+        )
+        owned.callback(captures.close)
+        host = ModelHost(store, settings.inference, clock=clock, preload=True, captures=captures)
+        sockets = (settings.inference.listen, f"unix:{settings.inference_socket.absolute()}")
+        process = cls(host, settings.inference, tuple(filter(None, sockets)), owned)
+        report, place = (
+            partial(tell, timeout=REPORT_TIMEOUT) for tell in (agent.report_health, agent.report_placement)
+        )
+        reporter = HealthReporter(host, report, clock, place=place)
         process._closing.callback(reporter.close)
         if not host.wait_settled(LOAD_TIMEOUT):
             log.warning("Not every model is loaded after %g s; serving those that are.", LOAD_TIMEOUT)
@@ -95,7 +118,7 @@ class InferenceProcess:
     @classmethod
     def of_file(cls, path: Path, name: str, settings: InferenceSettings) -> InferenceProcess:
         """Serve the one ONNX file *path* as the model *name*: no store, no agent. ModelLoadError."""
-        options = RuntimeOptions(settings.threads, settings.accelerators)
+        options = options_of(settings)
         models = FixedModels((Model(name, load_file(path, options)),), lambda _: load_file(path, options))
         sockets = (settings.listen, f"unix:{Path(settings.socket).absolute()}" if settings.socket else "")
         return cls(models, settings, tuple(filter(None, sockets)))
@@ -113,6 +136,13 @@ class InferenceProcess:
         """Refuse new calls, answer those accepted within the grace time, end. Idempotent."""
         self._stop.set()
         self._closing.close()
+
+
+def _end(agent: AgentClient) -> None:
+    try:
+        agent.close()
+    except DeadlineError as exc:  # captures, for an agent that is away: that is no failure of what was served
+        log.warning("%s", exc)
 
 
 def _speakers(service: InferenceService, chores: Chores, settings: InferenceSettings) -> Speakers:

@@ -28,17 +28,19 @@ from outstation.errors import (
     RecordTooLargeError,
     StorageError,
 )
-from outstation.types import NO_ATTRIBUTES, OCTETS, STREAM_NAME, Record, StationStatus, checked_name
+from outstation.types import NO_ATTRIBUTES, OCTETS, STREAM_NAME, Placement, Record, StationStatus, checked_name
 from outstation.wire.checks import RECORD_OVERHEAD_BYTES, as_bytes, checked_meta, checked_time
 from outstation.wire.client import Client, Responses
 from outstation.wire.station import (
     APPEND,
     GET_STATUS,
     REPORT_HEALTH,
+    REPORT_PLACEMENT,
     SET_METERED,
     AppendRequest,
     AppendResponse,
     ModelHealth,
+    ModelPlacement,
 )
 
 log = logging.getLogger("outstation.agent")
@@ -125,6 +127,7 @@ class AgentClient:
         self._client = Client(f"unix:{socket.absolute()}")
         self._get_status = self._client.unary(GET_STATUS)
         self._report_health = self._client.unary(REPORT_HEALTH)
+        self._report_placement = self._client.unary(REPORT_PLACEMENT)
         self._set_metered = self._client.unary(SET_METERED)
         self._producer = uuid.uuid4().hex
         self._lock = threading.Condition()
@@ -155,6 +158,10 @@ class AgentClient:
     def report_health(self, model: str, version: str, calls: int, errors: int, timeout: float) -> None:
         """Tell the agent how a version does on live traffic; counts since it began to answer."""
         self._report_health(ModelHealth(model, version, calls, errors), timeout)
+
+    def report_placement(self, model: str, version: str, placement: Placement, timeout: float) -> None:
+        """Tell the agent where a version that answers is computed."""
+        self._report_placement(ModelPlacement(model, version, placement), timeout)
 
     def stream(self, name: str) -> RemoteStream:
         return RemoteStream(self, name)

@@ -9,6 +9,7 @@
     │   └── UnknownProviderError    no provider of that name is installed
     ├── InvalidInputError           change the call: names, types, shapes, sizes
     │   ├── InvalidNameError        a stream, model or station name outside its alphabet
+    │   ├── UnreadableFileError     an image or a recording that was given cannot be read
     │   ├── RecordTooLargeError     one record over the bound of its stream
     │   ├── RegionNotFoundError     no shared memory is registered under that name
     │   └── RegionExistsError       shared memory is registered under that name already
@@ -94,6 +95,10 @@ class InvalidInputError(OutstationError, ValueError):
 
 class InvalidNameError(InvalidInputError):
     """A name outside its alphabet."""
+
+
+class UnreadableFileError(InvalidInputError):
+    """An image or a recording that was given to a model cannot be read: damaged, too large, or of another format."""
 
 
 class RecordTooLargeError(InvalidInputError):

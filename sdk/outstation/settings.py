@@ -45,6 +45,7 @@ MAX_SOCKET_PATH_BYTES = 107  # Linux: sun_path has 108, the last of them zero
 T = TypeVar("T")
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e9)]  # up to thirty years: what a clock's arithmetic bears
 Size = Annotated[int, msgspec.Meta(gt=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=9)]
 
 
@@ -124,6 +125,19 @@ class BatchingSettings(Table, frozen=True):
     delay: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # seconds to wait for more; 0 = only those that wait already
 
 
+class CaptureSettings(Table, frozen=True):
+    """``[inference.capture.NAME]``: which calls of a model are kept for retraining, in the stream ``captures``."""
+
+    rate: Share = 0.0  # of all calls, 0 to 1
+    below: float | None = None  # calls whose best score of `output` is lower
+    classes: tuple[str, ...] = ()  # calls that `output` says one of these of: labels, or numbers from 0
+    output: str = ""  # "" = the first with several floating point numbers a row
+    max_per_hour: Size = 60
+    max_per_day: Size = 500
+    max_bytes: Size = 4 << 20  # of one call's tensors; larger ones are not kept
+    compress: bool = True  # tensors that become smaller by it
+
+
 class InferenceSettings(Table, frozen=True):
     """``[inference]``: the inference component."""
 
@@ -131,12 +145,16 @@ class InferenceSettings(Table, frozen=True):
     socket: str = ""  # unix socket; "" = DATA_DIR/inference.sock
     threads: Annotated[int, msgspec.Meta(ge=0)] = 1  # of one model's computation; 0 = the runtime's choice
     accelerators: tuple[str, ...] = ()  # tried in this order, the processor last; () = whatever the machine has
+    runtime: Annotated[str, msgspec.Meta(pattern="^(onnx|openvino)?$")] = ""  # for every model; "" = its manifest says
+    parallel: bool = False  # true: nodes that do not wait for each other at once (OpenVINO: several calls at once)
+    arena: bool = True  # false: less memory between calls, and slower ones
     workers: Size = 4  # calls that are computed at once
     queue: Annotated[int, msgspec.Meta(ge=0)] = 64  # calls that wait for a worker; more are refused
     max_message_bytes: Size = 64 << 20
     max_connections: Size = 1000  # the one idle for longest makes room for a new one
     max_shared_regions: Annotated[int, msgspec.Meta(ge=0)] = 64  # of shared memory, registered by clients; 0 = none
     batching: dict[str, BatchingSettings] = {}  # by model
+    capture: dict[str, CaptureSettings] = {}  # by model
 
 
 class Settings(Table, frozen=True):

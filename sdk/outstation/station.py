@@ -7,24 +7,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from outstation import settings as settings_room
 from outstation._version import __version__
 from outstation.buffer import Buffer
 from outstation.clock import Clock, SystemClock
 from outstation.errors import DiskError, ModelNotReadyError, OutstationError, mapped_os_errors
+from outstation.inference import capturing
 from outstation.provider import Provider, load_provider
 from outstation.settings import Settings
 from outstation.sync.deadletter import with_dead_letters
 from outstation.sync.reporting import Reporter
 from outstation.sync.uplink import UplinkThread
 from outstation.telemetry.events import RecordBuffer, Telemetry, with_event_streams
-from outstation.types import LATEST, Desired, DesiredModel, Link, Reported, StationStatus
+from outstation.types import LATEST, Desired, DesiredModel, Link, ModelReport, Placement, Reported, StationStatus
+
+if TYPE_CHECKING:
+    from outstation.models.manifest import TensorSpec
 
 SOFTWARE = f"outstation {__version__}"
 
@@ -36,8 +41,22 @@ class ModelHandle(Protocol):
     def name(self) -> str: ...
     @property
     def version(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
     def run(self, inputs: Mapping[str, Any], *, timeout: float | None = None) -> Any:
         """Arrays in by input name, arrays out by output name; see ``outstation.inference.model.Model.run``."""
+        ...
+
+    def run_many(self, calls: Sequence[Mapping[str, Any]], *, timeout: float | None = None) -> Sequence[Any]:
+        """:meth:`run` for each of *calls*, all by one version."""
+        ...
+
+    def capture(self, inputs: Mapping[str, Any], note: str = "", *, timeout: float | None = None) -> Any:
+        """:meth:`run`, and keep the call for retraining."""
         ...
 
 
@@ -168,11 +187,12 @@ class StationParts:
         self.started_unix_nano = clock.time_unix_nano()
         self.revision = 0
         self.reconciler: Any = None
+        self._placements: dict[str, tuple[str, Placement]] = {}
         self.reporter: Reporter | None = None
         self.uplink: UplinkThread | None = None
         with ExitStack() as made:
             _make_folder(settings.data_dir)
-            buffer_settings = with_dead_letters(with_event_streams(settings.buffer))
+            buffer_settings = with_dead_letters(capturing.with_captures(with_event_streams(settings.buffer)))
             self.buffer = Buffer.open(settings.data_dir / "buffer", buffer_settings, clock=clock)
             made.callback(self.buffer.close)
             self.provider = self._load_provider()
@@ -193,8 +213,9 @@ class StationParts:
         )
 
     def reported(self) -> Reported:
+        models = self.reconciler.reports() if self.reconciler is not None else ()
         return Reported(
-            models=self.reconciler.reports() if self.reconciler is not None else (),
+            models=tuple(map(self._with_placement, models)),
             streams=tuple(stream.report() for stream in self.buffer.streams()),
             link=self.uplink.link if self.uplink is not None else None,
             revision=self.revision,
@@ -202,6 +223,22 @@ class StationParts:
             software=SOFTWARE,
             labels=self.settings.identity.labels,
         )
+
+    def report_placement(self, model: str, version: str, placement: Placement) -> None:
+        """A process has loaded *version* and computes it there. Told as an event when it is news."""
+        if self._placements.get(model) == (version, placement):
+            return
+        self._placements[model] = version, placement  # as many as there are models
+        with suppress(OutstationError):
+            body: dict[str, Any] = {"model": model, "version": version, "runtime": placement.runtime}
+            body |= {"accelerator": placement.accelerator, "fallbacks": placement.fallbacks}
+            self.telemetry.health("model", body)
+        if self.reporter is not None:
+            self.reporter.changed()
+
+    def _with_placement(self, report: ModelReport) -> ModelReport:
+        version, placement = self._placements.get(report.name, ("", None))
+        return replace(report, placement=placement) if version and version == report.active else report
 
     def set_metered(self, metered: bool) -> None:
         """As :meth:`Station.set_metered`."""
@@ -212,12 +249,22 @@ class StationParts:
         """The models of this very process; an in-process host where there is a store, else none."""
         if self.reconciler is None:
             return _NoModels()
-        from outstation.inference.health import HealthReporter  # noqa: PLC0415  numpy and onnxruntime, an extra
+        from outstation.inference.captures import Captures  # noqa: PLC0415  numpy and onnxruntime, an extra
+        from outstation.inference.health import HealthReporter  # noqa: PLC0415
         from outstation.inference.host import ModelHost  # noqa: PLC0415
 
-        host = ModelHost(self.model_store, self.settings.inference, clock=self.clock)
+        captures = Captures(
+            self.buffer,
+            self.settings.inference.capture,
+            state=self.settings.data_dir / capturing.STATE,
+            report=self.telemetry.health,
+            clock=self.clock,
+        )
+        self.resources.callback(captures.close)
+        host = ModelHost(self.model_store, self.settings.inference, clock=self.clock, captures=captures)
         self.resources.callback(host.close)
-        self.resources.callback(HealthReporter(host, self.reconciler.report_health, self.clock).close)
+        reporter = HealthReporter(host, self.reconciler.report_health, self.clock, place=self.report_placement)
+        self.resources.callback(reporter.close)
         return host
 
     def _load_provider(self) -> Provider:
@@ -237,13 +284,14 @@ class StationParts:
             return
         # tuf takes 200 ms to import, and a station without models need not pay for it.
         from outstation.inference.check import SubprocessChecker  # noqa: PLC0415
+        from outstation.inference.runtime import options_of  # noqa: PLC0415
         from outstation.models.fetch import open_source  # noqa: PLC0415
         from outstation.models.reconciler import Reconciler  # noqa: PLC0415
         from outstation.models.store import ModelStore  # noqa: PLC0415
 
         self.model_store = ModelStore(self.settings.data_dir / "models")
         source = open_source(models.repository, self.provider.artifacts)
-        checker = SubprocessChecker()
+        checker = SubprocessChecker(options_of(self.settings.inference))
         self.reconciler = Reconciler(self.model_store, source, checker, models, self.clock)
         made.callback(self.reconciler.close)
         made.callback(checker.close)  # first: the reconciler's thread may be waiting for a check

@@ -164,12 +164,25 @@ class ModelVersionReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model is computed: the accelerator in use, and for each that was preferred to it, why it is not."""
+
+    accelerator: str
+    fallbacks: tuple[str, ...] = ()
+    runtime: str = "onnx"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReport:
-    """One model on one device: the version that answers ("" = none) and every version that was tried."""
+    """One model on one device: the version that answers ("" = none) and every version that was tried.
+
+    ``placement`` is of the version that answers; None until a process has loaded it.
+    """
 
     name: str
     active: str = ""
     versions: tuple[ModelVersionReport, ...] = ()
+    placement: Placement | None = None
 
 
 LATEST = "latest"

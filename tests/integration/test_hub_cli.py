@@ -20,6 +20,7 @@ from outstation.types import (
     ModelPhase,
     ModelReport,
     ModelVersionReport,
+    Placement,
     Reported,
     StreamReport,
 )
@@ -44,7 +45,7 @@ def station(hub, tmp_path_factory):
         ModelVersionReport("3.0.0", ModelPhase.REFUSED, 0, "sha256 differs"),
     )
     ledger = Ledger(10, 5, 2, {DropReason.EVICTED: 3})
-    models = (ModelReport("digits", "2.0.0", versions),)
+    models = (ModelReport("digits", "2.0.0", versions, Placement("cpu", ("cuda: gone",))),)
     streams = (StreamReport("events", 7, ledger, 4096),)
     labels = {"line": "3", "site": "x"}
     provider.desired.report(Reported(models, streams, None, 0, time.time_ns(), "o 1", labels), 5)
@@ -70,7 +71,8 @@ def test_ls_lists_the_stations(hub, station):
 
 def test_show_gives_each_version_with_its_reason_and_each_account(hub, station):
     done = run("fleet", "show", "press-7", "--hub", hub.address)
-    assert "digits\t3.0.0\trefused\tsha256 differs" in done.stdout
+    assert "digits\t2.0.0\tactive\tonnx on cpu (cuda: gone)\t-" in done.stdout
+    assert "digits\t3.0.0\trefused\t-\tsha256 differs" in done.stdout
     assert "events\t10\t5\t2\tevicted 3\t3\t0\t-" in done.stdout
     assert "labels line=3, site=x" in done.stdout
     assert json.loads(run("fleet", "show", "press-7", "--hub", hub.address, "--json").stdout)["station"] == "press-7"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from inference_support import install, scaling
+from inference_support import install, put, scaling
 from outstation.errors import ModelNotFoundError
 from outstation.inference.remote import RemoteModels
-from outstation.models.manifest import MANIFEST
 from outstation.models.rollout import Event
 from outstation.models.store import ModelStore
 from outstation.settings import InferenceSettings, Settings, StationSettings
@@ -23,18 +21,6 @@ from outstation_inference.grpc_speaker import GrpcSpeaker
 from support import wait_until
 
 X = np.ones((1, 4), np.float32)
-
-
-def put(writer, model, *, prove=True):
-    """Bring *model* into the store and let it answer, as the reconciler would."""
-    files = {path.name: path.read_bytes() for path in model.folder.iterdir()}
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    for name, data in files.items():
-        writer.keep_bytes(data, hashes[name])
-    writer.assemble(model.manifest, hashes[MANIFEST])
-    events = [Event.OFFER, Event.BEGIN, Event.COMPLETE, Event.PASS, Event.ADMIT, *([Event.PROVE] if prove else [])]
-    for event in events:
-        writer.move(model.name, model.version, event, at_unix_nano=1, digest=hashes[MANIFEST])
 
 
 @pytest.fixture

@@ -21,6 +21,10 @@ def an_application(station: outstation.Station) -> StationStatus:
     with station:
         reader = station.models.get("meter-digits", timeout=10.0)
         name: str = reader.name
+        first, second = reader.run_many([{"image": 1}, {"image": 2}], timeout=1.0)
+        reader.capture({"image": first}, note="7", timeout=second)
+        shapes: list[tuple[int, ...]] = [spec.shape for spec in (*reader.inputs, *reader.outputs)]
+        assert len(shapes) >= len(reader.labels)
         station.telemetry.event(name, {"value": 1}, priority=0).wait(timeout=1.0)
         station.buffer.stream("raw").append(b"x", content_type="image/jpeg", attributes={"camera": "2"})
         return station.status()

@@ -89,6 +89,14 @@ def test_a_check_that_could_not_be_carried_out_says_nothing_of_the_version(tmp_p
     assert "stopped by SIGTERM" in failure(model, stopped, kind=InferenceError)
 
 
+def test_a_runtime_that_is_not_installed_is_no_fault_of_the_version(tmp_path):
+    said = '{"error": "MissingExtraError", "message": "openvino is missing.", "hint": "Install it."}'
+    lacking = stand_in(tmp_path, f"print({said!r})")
+    assert "could not be carried out: openvino is missing" in failure(
+        scaling(tmp_path / "a", 2), lacking, kind=InferenceError
+    )
+
+
 def test_closing_stops_a_check_that_runs_and_says_nothing_of_the_version(tmp_path):
     checker = stand_in(tmp_path, "import time; time.sleep(600)")
     raised: list[BaseException] = []

@@ -38,6 +38,9 @@ def rows(shape: type[msgspec.Struct], trail: str = "") -> Iterator[str]:
             default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
             shown = msgspec.json.encode(default).decode()
             yield f"| `{trail}{field.name}` | {kind(field.type)} | `{shown}` | {comments.get(field.name, '')} |"
+            entry = get_args(field.type)[1] if get_origin(field.type) is dict else None
+            if isinstance(entry, type) and issubclass(entry, msgspec.Struct):
+                yield from rows(entry, f"{trail}{field.name}.NAME.")
 
 
 def test_the_page_lists_every_key_as_the_code_has_it() -> None:

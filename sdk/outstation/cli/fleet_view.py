@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from outstation.cli.tables import ago
+from outstation.cli.tables import ago, placed
 from outstation.types import LATEST, Ledger, ModelPhase
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def summary(shown: Sequence[StationEntry], known: int) -> str:
 # -- one station -------------------------------------------------------------------------------------------------
 
 WISH_OF_STATION_COLUMNS = ("model", "answers", "wanted", "because of the wish for", "revision")
-VERSION_COLUMNS = ("model", "version", "phase", "reason")
+VERSION_COLUMNS = ("model", "version", "phase", "computed by", "reason")
 NARROW_ACCOUNT_COLUMNS = ("stream", "appended", "waiting", "came", "missing")
 ACCOUNT_COLUMNS = ("stream", "appended", "acknowledged", "waiting", "dropped", "came", "refused", "missing")
 
@@ -129,7 +129,13 @@ def _revision(applied: Applied | None) -> object:
 
 def version_rows(entry: StationEntry) -> list[Row]:
     return [
-        (model.name, version.version, version.phase.value, version.reason or NOTHING)
+        (
+            model.name,
+            version.version,
+            version.phase.value,
+            (placed(model.placement) if version.version == model.active else None) or NOTHING,
+            version.reason or NOTHING,
+        )
         for model in entry.reported.models
         for version in model.versions
     ]

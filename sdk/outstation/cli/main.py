@@ -13,6 +13,7 @@ import typer
 from outstation._version import __version__
 from outstation.cli.agent import agent
 from outstation.cli.buffer import app as buffer
+from outstation.cli.capture import app as capture
 from outstation.cli.demo import demo
 from outstation.cli.enroll import enroll
 from outstation.cli.fleet import app as fleet
@@ -42,6 +43,7 @@ app.add_typer(hub, name="hub")
 app.add_typer(model, name="model")
 app.add_typer(fleet, name="fleet")
 app.add_typer(buffer, name="buffer")
+app.add_typer(capture, name="capture")
 
 
 @app.callback(invoke_without_command=True)

@@ -15,10 +15,11 @@ import typer
 from outstation.cli import model_device, model_diff, model_like
 from outstation.cli.process import DataDir, SettingsPath, load_settings
 from outstation.cli.tables import draw
-from outstation.errors import InvalidInputError
+from outstation.errors import InvalidInputError, mapped_os_errors
 
 if TYPE_CHECKING:
-    from outstation.models.manifest import Budgets, Manifest, Requires
+    from outstation.models.manifest import Budgets, Manifest, Requires, RuntimeRequirement
+    from outstation.models.processing import Processing
     from outstation.models.repository import Published
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B?|B|)", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|us|)")
+_RUNTIME = re.compile(r"(?P<name>onnx|openvino)(?:>=(?P<version>[0-9]+(?:\.[0-9]+){0,2}))?")
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
 
@@ -70,6 +72,11 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
         typer.Option("--golden", help=".npz with input/NAME arrays, and output/NAME if known.", show_default=False),
     ] = None,
     labels: Annotated[Path | None, typer.Option("--labels", help="One label a line.", show_default=False)] = None,
+    processing: Annotated[
+        Path | None,
+        typer.Option("--processing", help="JSON: what is done before and after the model.", show_default=False),
+    ] = None,
+    runtime: Annotated[str, typer.Option("--runtime", help='As in "openvino>=2025.0" or "onnx>=1.18".')] = "",
     budget: Annotated[str, typer.Option("--budget", help="As in p95=20ms,memory=200MB.")] = "",
     metric: Annotated[list[str] | None, typer.Option("--metric", help="As in accuracy=0.97; repeat.")] = None,
     requires: Annotated[str, typer.Option("--requires", help="As in memory=512MB,instructions=avx2+fma.")] = "",
@@ -95,6 +102,8 @@ def publish(  # noqa: PLR0917 - typer reads a command's options from its paramet
             version=version,
             golden=golden,
             labels=labels,
+            processing=_processing(processing),
+            runtime=_runtime(runtime),
             budgets=_budgets(budget),
             requires=_requires(requires),
             metrics=_metrics(metric or []),
@@ -270,6 +279,24 @@ def _pairs(text: str, option: str, known: tuple[str, ...]) -> dict[str, str]:
             raise InvalidInputError(f"{option}: {part!r} is not {what}.")
         pairs[key] = value
     return pairs
+
+
+def _processing(path: Path | None) -> Processing | None:
+    from outstation.models.manifest import MAX_MANIFEST_BYTES, parse_processing  # noqa: PLC0415
+
+    if path is None:
+        return None
+    with mapped_os_errors(doing="read the processing", path=path), path.open("rb") as file:
+        return parse_processing(file.read(MAX_MANIFEST_BYTES))
+
+
+def _runtime(text: str) -> RuntimeRequirement:
+    from outstation.models.manifest import RuntimeRequirement  # noqa: PLC0415
+
+    found = _RUNTIME.fullmatch(text)
+    if text and found is None:
+        raise InvalidInputError(f"{text!r} is no runtime.", hint='Write "openvino" or "onnx>=1.18".')
+    return RuntimeRequirement(found["name"], found["version"]) if found else RuntimeRequirement()
 
 
 def _budgets(text: str) -> Budgets:

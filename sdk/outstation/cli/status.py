@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from outstation.cli.process import DataDir, SettingsPath, load_settings
-from outstation.cli.tables import ago, draw
+from outstation.cli.tables import ago, draw, placed
 from outstation.telemetry.prometheus import page
 from outstation.types import ModelReport, StationStatus, StreamReport
 
@@ -93,7 +93,7 @@ def _show(now: StationStatus) -> None:
         print("no records yet")
     if now.reported.models:
         draw(
-            ("model", "version", "phase", "saved bytes", "reason"),
+            ("model", "version", "phase", "computed by", "saved bytes", "reason"),
             _versions(now.reported.models),
             title="models (* answers)",
         )
@@ -108,5 +108,7 @@ def _row(report: StreamReport) -> tuple[object, ...]:
 def _versions(models: tuple[ModelReport, ...]) -> Iterator[tuple[object, ...]]:
     for model in models:
         for version in model.versions:
-            mark = " *" if version.version == model.active else ""
-            yield model.name, version.version + mark, version.phase.value, version.saved_bytes or None, version.reason
+            answers = version.version == model.active
+            mark, place = (" *", placed(model.placement)) if answers else ("", None)
+            saved = version.saved_bytes or None
+            yield model.name, version.version + mark, version.phase.value, place, saved, version.reason

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
+from outstation.types import Placement
+
 
 def draw(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
     """Print *rows* as a table; whole numbers with separators and to the right, None as nothing."""
@@ -29,6 +31,14 @@ def ago(time_unix_nano: int) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def placed(placement: Placement | None) -> str | None:
+    """What computes a model, as in "onnx on cpu (cuda: not in this build of ONNX Runtime)"."""
+    if placement is None:
+        return None
+    why = f" ({'; '.join(placement.fallbacks)})" if placement.fallbacks else ""
+    return f"{placement.runtime} on {placement.accelerator}{why}"
 
 
 def _shown(value: object) -> str:

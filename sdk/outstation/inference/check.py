@@ -21,7 +21,7 @@ from typing import IO
 
 import msgspec
 
-from outstation.errors import CheckFailedError, InferenceError, ModelLoadError, OutstationError
+from outstation.errors import CheckFailedError, InferenceError, MissingExtraError, ModelLoadError, OutstationError
 from outstation.inference.runtime import RuntimeOptions
 from outstation.models.checking import CheckResult
 from outstation.models.store import InstalledModel
@@ -70,8 +70,7 @@ class SubprocessChecker:
             "-m",
             "outstation.inference.check",
             str(model.folder.absolute()),
-            str(self._options.threads),
-            ",".join(self._options.accelerators),
+            msgspec.json.encode(self._options).decode(),
             str(math.ceil(timeout) + 1),
         ]
         with tempfile.TemporaryFile() as words:
@@ -126,6 +125,8 @@ def _result(code: int, line: bytes, said: str) -> CheckResult:
         verdict = msgspec.json.decode(line[:_MAX_VERDICT_BYTES], type=_Verdict)
     except msgspec.MsgspecError as exc:
         raise CheckFailedError(f"The check ended with {code} and no verdict{because}") from exc
+    if verdict.error == MissingExtraError.__name__:
+        raise InferenceError(f"The check could not be carried out: {verdict.message}", hint=verdict.hint)
     if verdict.error:
         kind = ModelLoadError if verdict.error == ModelLoadError.__name__ else CheckFailedError
         raise kind(verdict.message, hint=verdict.hint)
@@ -153,9 +154,8 @@ def main(arguments: list[str]) -> int:
     verdict_fd = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints is no verdict
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    folder, threads, accelerators = Path(arguments[0]), int(arguments[1]), arguments[2]
-    signal.alarm(int(arguments[3]))  # a parent that was killed cannot stop a child that hangs
-    options = RuntimeOptions(threads, tuple(accelerators.split(",")) if accelerators else ())
+    folder, options = Path(arguments[0]), msgspec.json.decode(arguments[1], type=RuntimeOptions)
+    signal.alarm(int(arguments[2]))  # a parent that was killed cannot stop a child that hangs
     try:
         from outstation.inference.trial import check_folder  # noqa: PLC0415 - see above
 

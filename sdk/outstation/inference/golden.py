@@ -33,7 +33,9 @@ def golden_cases(model: InstalledModel) -> list[Case]:
     if golden is None:
         return []
     arrays = _read(model, golden)
-    inputs, outputs = ({spec.name: spec for spec in specs} for specs in (model.manifest.inputs, model.manifest.outputs))
+    inputs, outputs = (
+        {spec.name: spec for spec in specs} for specs in (model.manifest.call_inputs, model.manifest.call_outputs)
+    )
     given: dict[str, list[Array]] = {}
     expected: dict[str, list[Array]] = {}
     for key, array in arrays.items():

@@ -5,23 +5,34 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from outstation.clock import Clock, SystemClock
-from outstation.errors import OutstationError
+from outstation.errors import ModelError, OutstationError
 from outstation.inference.host import Models
+from outstation.types import Placement
 
 log = logging.getLogger("outstation.inference")
 
 INTERVAL = 1.0
 
+PLACE_INTERVAL = 60.0
+
+Place = Callable[[str, str, Placement], None]  # model, version that answers, where it is computed
 Report = Callable[[str, str, int, int], None]  # model, version, calls, errors since it began to answer
 
 
 class HealthReporter:
     """One thread that reports every second. Counts are totals, so one report that fails costs nothing."""
 
-    def __init__(self, models: Models, report: Report, clock: Clock = SystemClock()) -> None:
+    def __init__(
+        self, models: Models, report: Report, clock: Clock = SystemClock(), *, place: Place | None = None
+    ) -> None:
+        """*place* is told where each version is computed: at once, and every minute, for who was restarted since."""
         self._models = models
+        self._place = place
+        self._placed: dict[str, tuple[str, Placement]] = {}
+        self._place_again = 0.0
         self._tell = report
         self._clock = clock
         self._closing = threading.Event()
@@ -43,9 +54,25 @@ class HealthReporter:
         try:
             for name, health in self._models.healths().items():
                 self._tell(name, health.version, health.calls, health.errors)
+            if self._place is not None:
+                self._tell_places(self._place)
         except OutstationError as exc:
+            self._placed.clear()
             if self._reachable:
                 log.info("nobody takes the report of a model's health: %s", exc)
             self._reachable = False
         else:
             self._reachable = True
+
+    def _tell_places(self, tell: Place) -> None:
+        now = self._clock.monotonic()
+        if now >= self._place_again:
+            self._placed.clear()
+            self._place_again = now + PLACE_INTERVAL
+        for name in self._models.healths():
+            with suppress(ModelError):  # its only version cannot be loaded
+                current = self._models.get(name, 0.0).current
+                place = current.version, current.placement
+                if self._placed.get(name) != place:
+                    tell(name, *place)
+                    self._placed[name] = place

@@ -12,10 +12,11 @@ from typing import Literal, Protocol
 
 from outstation.clock import Clock, SystemClock
 from outstation.errors import ClosedError, ModelNotFoundError, ModelNotReadyError, OutstationError
+from outstation.inference.captures import Captures
 from outstation.inference.deadlines import Deadlines
 from outstation.inference.loading import load_installed
 from outstation.inference.model import Health, Model, Version
-from outstation.inference.runtime import RuntimeOptions
+from outstation.inference.runtime import options_of
 from outstation.models.store import InstalledModel
 from outstation.settings import InferenceSettings
 from outstation.types import MODEL_NAME, checked_name
@@ -93,11 +94,14 @@ class ModelHost:
         *,
         clock: Clock = SystemClock(),
         preload: bool = False,
+        captures: Captures | None = None,
     ) -> None:
+        """*captures* keeps calls for retraining; whoever made it closes it, after this."""
         self._store = store
-        self._options = RuntimeOptions(threads=settings.threads, accelerators=settings.accelerators)
+        self._options = options_of(settings)
         self._clock = clock
         self._preload = preload
+        self._captures = captures
         self._deadlines = Deadlines(clock)
         self._changed = threading.Condition()
         self._entries: dict[str, _Entry] = {}
@@ -249,6 +253,9 @@ class ModelHost:
                 entry.asked = False
                 self._changed.notify_all()
             return
+        if self._captures is not None:
+            names = installed.name, installed.version
+            version.sampler = self._captures.sampler(*names, version.signature.outputs, version.labels)
         log.info("%s %s answers, computed by %s", installed.name, installed.version, version.placement.accelerator)
         for fallback in version.placement.fallbacks:
             log.warning("%s %s: %s", installed.name, installed.version, fallback)

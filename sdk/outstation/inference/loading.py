@@ -8,9 +8,11 @@ from pathlib import Path
 from outstation.errors import ModelLoadError, OutstationError
 from outstation.inference.golden import golden_cases
 from outstation.inference.model import Version
-from outstation.inference.runtime import RuntimeOptions, Session, runtime
+from outstation.inference.processed import ProcessedSession
+from outstation.inference.runtime import Runtime, RuntimeOptions, Session, runtime
 from outstation.inference.signature import Signature
 from outstation.models.manifest import RuntimeRequirement, TensorSpec
+from outstation.models.pipeline import Pipeline
 from outstation.models.store import InstalledModel
 from outstation.wire.datatypes import described
 
@@ -22,7 +24,7 @@ _MAX_LABELS_BYTES = 1 << 20
 
 def load_file(path: Path, options: RuntimeOptions = RuntimeOptions(), version: str = "1") -> Version:
     """A bare ONNX file as a version, warmed up: no manifest, no store. ModelLoadError with the reason."""
-    session = runtime("onnx").load(path, options)
+    session = runtime(options.runtime or "onnx").load(path, options)
     loaded = Version(version, session, Signature(session.inputs, session.outputs), (), None)
     _warm_up(loaded, session)
     return loaded
@@ -35,15 +37,21 @@ def load_installed(installed: InstalledModel, options: RuntimeOptions, replaces:
     than the manifest promises.
     """
     manifest = installed.manifest
-    _check_runtime(manifest.runtime)
-    session = runtime(manifest.runtime.name).load(installed.folder / manifest.model, options)
+    chosen = runtime(options.runtime or manifest.runtime.name)
+    _check_runtime(chosen, manifest.runtime)
+    session: Session = chosen.load(installed.folder / manifest.model, options)
     for kind, promised, found in (
         ("input", manifest.inputs, session.inputs),
         ("output", manifest.outputs, session.outputs),
     ):
         _check_promise(kind, promised, found)
-    signature = Signature(manifest.inputs, manifest.outputs)
-    loaded = Version(installed.version, session, signature, _labels(installed), replaces)
+    labels = _labels(installed)
+    if manifest.processing is None:
+        signature = Signature(manifest.inputs, manifest.outputs)
+    else:
+        session = ProcessedSession(session, Signature(manifest.inputs, manifest.outputs), Pipeline(manifest, labels))
+        signature = Signature(session.inputs, session.outputs, session.samples)
+    loaded = Version(installed.version, session, signature, labels, replaces)
     _warm_up(loaded, session, installed)
     return loaded
 
@@ -61,10 +69,11 @@ def _warm_up(version: Version, session: Session, installed: InstalledModel | Non
         log.debug("warming up %s with zeros: %s", version.version, exc)
 
 
-def _check_runtime(required: RuntimeRequirement) -> None:
-    if required.minimum_version is None:
+def _check_runtime(chosen: Runtime, required: RuntimeRequirement) -> None:
+    # A number says nothing of another runtime, which the settings may have chosen.
+    if required.minimum_version is None or chosen.name != required.name:
         return
-    found = runtime(required.name).version
+    found = chosen.version
     if _numbers(found) < _numbers(required.minimum_version):
         raise ModelLoadError(
             f"The model needs {required.name} {required.minimum_version}; {found} is installed.",

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from outstation.errors import InferenceError, InvalidInputError, ModelNotReadyError
+from outstation.errors import InferenceError, InvalidInputError, ModelNotReadyError, UnreadableFileError
+from outstation.inference.captures import Sampler
 from outstation.inference.deadlines import Deadlines
-from outstation.inference.runtime import Placement, Session
+from outstation.inference.runtime import Session
 from outstation.inference.signature import Signature
 from outstation.models.manifest import TensorSpec
-from outstation.types import MODEL_NAME, checked_name
+from outstation.types import MODEL_NAME, Placement, checked_name
 from outstation.wire.datatypes import Array
 
 
@@ -47,6 +48,7 @@ class Version:
         self._run = session.run
         self._names = signature.output_names
         # Calls that the version before would have taken: refusing them is this one's failure, not the caller's.
+        self.sampler: Sampler | None = None  # who keeps calls for retraining
         self._accepted_before = None if replaces is None else replaces.signature.fits
         self._lock = threading.Lock()
         self._calls = 0
@@ -75,6 +77,8 @@ class Version:
                 stop = self._session.stop()
                 with deadlines.limit(stop, timeout):
                     values = self._run(names, feed, stop)
+        except UnreadableFileError:
+            raise  # a file is the caller's, whatever the version before made of it
         except InvalidInputError:
             if self._accepted_before is not None and self._accepted_before(inputs):
                 self._count_error()
@@ -121,14 +125,33 @@ class Model:
         current = self._current
         if current is None:
             raise self._not_ready()
-        if timeout is None:
-            return current.run(inputs)
-        return current.run(inputs, None, timeout, self._deadlines)
+        result = current.run(inputs) if timeout is None else current.run(inputs, None, timeout, self._deadlines)
+        if current.sampler is not None:
+            current.sampler.offer(inputs, result)
+        return result
 
     def run_many(self, calls: Sequence[Mapping[str, Array]], *, timeout: float | None = None) -> list[Result]:
         """:meth:`run` for each of *calls*, in order, all by one version; *timeout* is for each of them."""
         current = self.current
-        return [current.run(inputs, None, timeout, self._deadlines) for inputs in calls]
+        results = []
+        for inputs in calls:
+            result = current.run(inputs, None, timeout, self._deadlines)
+            if current.sampler is not None:
+                current.sampler.offer(inputs, result)
+            results.append(result)
+        return results
+
+    def capture(self, inputs: Mapping[str, Array], note: str = "", *, timeout: float | None = None) -> Result:
+        """:meth:`run`, and keep the call for retraining whatever the settings say, within their bounds.
+
+        *note* is kept with it: the right answer, or a few words. InvalidInputError when nothing is kept here.
+        """
+        current = self.current
+        if current.sampler is None:
+            raise InvalidInputError(f"Calls of {self.name!r} cannot be kept here: there is no buffer.")
+        result = current.run(inputs, None, timeout, self._deadlines)
+        current.sampler.offer(inputs, result, note)
+        return result
 
     @property
     def version(self) -> str:

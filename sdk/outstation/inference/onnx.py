@@ -1,4 +1,4 @@
-"""ONNX Runtime as a :class:`outstation.inference.runtime.Runtime`: the only file that imports it."""
+"""ONNX Runtime as a :class:`outstation.inference.runtime.Runtime`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from outstation.errors import (
     InvalidInputError,
     ModelLoadError,
 )
-from outstation.inference.runtime import Placement, RuntimeOptions, Stop
+from outstation.inference.runtime import RuntimeOptions, Stop, chosen_accelerators
 from outstation.models.manifest import ANY, TensorSpec
 from outstation.ort import load_onnxruntime
+from outstation.types import Placement
 from outstation.wire.datatypes import BF16
 
 onnxruntime = load_onnxruntime("Running an ONNX model")
@@ -69,14 +70,15 @@ class OnnxRuntime:
 
     def load(self, path: Path, options: RuntimeOptions) -> OnnxSession:
         """See :meth:`outstation.inference.runtime.Runtime.load`. Imports nothing of accelerators that are not there."""
-        wanted, fallbacks = _chosen(options.accelerators, onnxruntime.get_available_providers())
+        present = {_SHORT.get(provider, provider) for provider in onnxruntime.get_available_providers()}
+        wanted, fallbacks = chosen_accelerators(options.accelerators, PREFERENCE, present, "ONNX Runtime")
         with _loading(path):
             session = onnxruntime.InferenceSession(
                 str(path), _session_options(options), providers=[_PROVIDERS[short] for short in wanted]
             )
         used = [_SHORT.get(provider, provider) for provider in session.get_providers()]
         fallbacks += [f"{short}: did not take the model" for short in wanted if short not in used]
-        return OnnxSession(session, Placement(used[0], tuple(fallbacks)), path)
+        return OnnxSession(session, Placement(used[0], tuple(fallbacks), self.name), path)
 
 
 class OnnxSession:
@@ -151,23 +153,15 @@ def _array_of(value: Any) -> Any:
 def _session_options(options: RuntimeOptions) -> Any:
     made = onnxruntime.SessionOptions()
     made.intra_op_num_threads = options.threads
-    made.inter_op_num_threads = 1
+    made.inter_op_num_threads = options.threads if options.parallel else 1
+    if options.parallel:
+        made.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        made.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    made.enable_cpu_mem_arena = options.arena
     made.log_severity_level = _FATAL
     # Threads that spin between calls burn a small device's battery for microseconds.
     made.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return made
-
-
-def _chosen(preferred: Sequence[str], available: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Which accelerators to ask for, the processor last; and why each other preferred one is not asked for."""
-    for short in preferred:
-        if short not in _PROVIDERS:
-            raise ModelLoadError(f"No accelerator {short!r} is known.", hint=f"Known: {', '.join(_PROVIDERS)}.")
-    wanted = [short for short in (preferred or PREFERENCE) if _PROVIDERS[short] in available]
-    missing = [
-        f"{short}: not in this build of ONNX Runtime" for short in preferred if _PROVIDERS[short] not in available
-    ]
-    return (wanted if "cpu" in wanted else [*wanted, "cpu"]), missing
 
 
 def _specs(kind: str, metadata: Sequence[Any], path: Path) -> tuple[TensorSpec, ...]:

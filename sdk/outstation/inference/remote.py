@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from outstation.errors import (
     ModelNotReadyError,
     RefusedError,
 )
+from outstation.inference.capturing import PARAMETER
 from outstation.inference.model import Result
 from outstation.models.manifest import TensorSpec
 from outstation.wire.client import Client
@@ -31,6 +32,8 @@ _ASK_TIMEOUT = 5.0
 _ASK_INTERVAL = 0.1
 # A server that is started again answers within this time on a small device; then the call is sent once more.
 _RESTART = 5.0
+# A version changes once in a while; calls that see three changes in a row see a rollout that runs away.
+_ROUNDS = 3
 _HINT = "Start one with `outstation inference`, or look at its log."
 
 
@@ -134,6 +137,21 @@ class RemoteModel:
         has too much to do, InferenceError when it failed.
         """
         return self._models.infer(InferRequest(self.name, inputs), timeout)
+
+    def run_many(self, calls: Sequence[Mapping[str, Array]], *, timeout: float | None = None) -> list[Result]:
+        """:meth:`run` for each of *calls*, in order, all by one version; *timeout* is for each of them.
+
+        ModelNotReadyError when versions change so fast that three rounds were mixed.
+        """
+        for _ in range(_ROUNDS):
+            results = [self.run(inputs, timeout=timeout) for inputs in calls]
+            if len({result.model_version for result in results}) <= 1:
+                return results
+        raise ModelNotReadyError(f"The version of {self.name!r} changed in each of {_ROUNDS} rounds.")
+
+    def capture(self, inputs: Mapping[str, Array], note: str = "", *, timeout: float | None = None) -> Result:
+        """:meth:`run`, and ask the server to keep the call for retraining, within its bounds, with *note*."""
+        return self._models.infer(InferRequest(self.name, inputs, parameters={PARAMETER: note or True}), timeout)
 
     @property
     def version(self) -> str:

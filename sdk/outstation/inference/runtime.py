@@ -1,30 +1,55 @@
-"""What computes a model: the Protocol that every runtime meets. ONNX Runtime is the first (``onnx.py``)."""
+"""What computes a model: the Protocol that every runtime meets. ``onnx.py`` and ``openvino.py`` do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from outstation.errors import ModelLoadError
 from outstation.models.manifest import TensorSpec
+from outstation.settings import InferenceSettings
+from outstation.types import Placement
+
+# Every name that the settings may hold; each runtime knows some of them.
+ACCELERATORS = ("tensorrt", "cuda", "openvino", "qnn", "gpu", "npu", "cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """How to compute. ``threads`` 0 = the runtime's choice; ``accelerators`` are tried in order, () = what there is."""
+    """How to compute. ``threads`` 0 = the runtime's choice; ``accelerators`` are tried in order, () = what there is.
+
+    ``runtime`` computes instead of the one that the manifest names ("" = that one). ``parallel``: nodes of a graph that
+    do not wait for each other are computed at once. ``arena``: memory of a call is kept for the next one.
+    """
 
     threads: int = 1
     accelerators: tuple[str, ...] = ()
+    runtime: str = ""
+    parallel: bool = False
+    arena: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a model is computed: the accelerator in use, and for each that was preferred to it, why it is not."""
+def options_of(settings: InferenceSettings) -> RuntimeOptions:
+    """What ``[inference]`` says of computing."""
+    return RuntimeOptions(settings.threads, settings.accelerators, settings.runtime, settings.parallel, settings.arena)
 
-    accelerator: str
-    fallbacks: tuple[str, ...] = ()
+
+def chosen_accelerators(
+    preferred: Sequence[str], preference: Sequence[str], present: Collection[str], runtime: str
+) -> tuple[list[str], list[str]]:
+    """Which accelerators to ask *runtime* for, the processor last; and why each other preferred one is not asked for.
+
+    *preference* is the runtime's own order, for when the settings name none; *present* is what the machine has.
+    ModelLoadError for a name that no runtime knows.
+    """
+    for name in preferred:
+        if name not in ACCELERATORS:
+            raise ModelLoadError(f"No accelerator {name!r} is known.", hint=f"Known: {', '.join(ACCELERATORS)}.")
+    wanted = [name for name in (preferred or preference) if name in present]
+    missing = [f"{name}: not in this build of {runtime}" for name in preferred if name not in present]
+    return (wanted if "cpu" in wanted else [*wanted, "cpu"]), missing
 
 
 class Stop(Protocol):
@@ -76,4 +101,8 @@ def runtime(name: str) -> Runtime:
         from outstation.inference.onnx import OnnxRuntime  # noqa: PLC0415
 
         return OnnxRuntime()
-    raise ModelLoadError(f"No runtime {name!r} is installed.", hint="Known: onnx.")
+    if name == "openvino":
+        from outstation.inference.openvino import OpenVinoRuntime  # noqa: PLC0415
+
+        return OpenVinoRuntime()
+    raise ModelLoadError(f"No runtime {name!r} is installed.", hint="Known: onnx, openvino.")

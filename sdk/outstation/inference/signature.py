@@ -12,21 +12,29 @@ from outstation.errors import InvalidInputError
 from outstation.models.manifest import ANY, TensorSpec
 from outstation.wire.datatypes import DTYPES, Array, as_bytes, datatype_of, described
 
+NO_FILES: Mapping[str, Array] = {}
 _TEXT = "OSU"  # numpy kinds that hold text or bytes: BYTES, all of them
 
 
 class Signature:
     """The inputs and outputs of one version. Immutable, thread-safe."""
 
-    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        files: Mapping[str, Array] = NO_FILES,
+    ) -> None:
+        """*files* has an example for each input that takes files: its bytes are no text."""
         self.inputs = inputs
         self.outputs = outputs
+        self._files = files
         self.output_names = [spec.name for spec in outputs]
         self._known_outputs = frozenset(self.output_names)
-        self._has_text = any(spec.datatype == "BYTES" for spec in inputs)
-        # Every tensor has a free first axis, and none is text: rows of several calls can lie in one array.
-        self.batchable = bool(inputs) and all(
-            spec.shape[:1] == (ANY,) and spec.datatype != "BYTES" for spec in (*inputs, *outputs)
+        self._text = [spec.name for spec in inputs if spec.datatype == "BYTES" and spec.name not in files]
+        # Every tensor has a free first axis, and no input is text: rows of several calls can lie in one array.
+        self.batchable = (
+            bool(inputs) and all(spec.shape[:1] == (ANY,) for spec in (*inputs, *outputs)) and not self._text
         )
         # What `fits` walks: name, dtype, rank (None = unknown: the runtime checks), and the dimensions that are fixed.
         self._expected = tuple(
@@ -70,14 +78,17 @@ class Signature:
 
     def feed(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """*inputs* as the runtime takes them: elements of BYTES as text."""
-        if not self._has_text:
+        if not self._text:
             return inputs
-        return {name: _as_text(name, array) if array.dtype.kind in "OS" else array for name, array in inputs.items()}
+        text = {name: _as_text(name, inputs[name]) for name in self._text if inputs[name].dtype.kind in "OS"}
+        return {**inputs, **text}
 
     def zeros(self) -> dict[str, Array]:
-        """Inputs that fit, all zero (or empty text), one along every free dimension."""
-        feed: dict[str, Array] = {}
+        """Inputs that fit, all zero (or empty text, or an example of a file), one along every free dimension."""
+        feed: dict[str, Array] = dict(self._files)
         for spec in self.inputs:
+            if spec.name in feed:
+                continue
             shape = tuple(1 if size == ANY else size for size in spec.shape)
             text = spec.datatype == "BYTES"
             feed[spec.name] = np.full(shape, "", np.object_) if text else np.zeros(shape, DTYPES[spec.datatype])

@@ -11,7 +11,7 @@ from outstation.errors import CheckFailedError
 from outstation.inference.golden import difference, golden_cases
 from outstation.inference.loading import load_installed
 from outstation.inference.model import Version
-from outstation.inference.runtime import RuntimeOptions
+from outstation.inference.runtime import RuntimeOptions, runtime
 from outstation.models.checking import CheckResult
 from outstation.models.manifest import MANIFEST, Budgets, parse_manifest
 from outstation.models.store import InstalledModel
@@ -26,6 +26,7 @@ def check_folder(folder: Path, options: RuntimeOptions) -> CheckResult:
     """Load the bundle in *folder*, compare its golden outputs, measure it. ModelLoadError, CheckFailedError."""
     manifest = parse_manifest((folder / MANIFEST).read_bytes())
     model = InstalledModel(manifest.name, manifest.version, folder, manifest)
+    runtime(options.runtime or manifest.runtime.name)  # what it takes to import is no cost of the model
     before = _resident_bytes()
     version = load_installed(model, options)
     cases = golden_cases(model)

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from outstation._version import __version__
 from outstation.errors import InvalidInputError, ManifestError, mapped_os_errors
 from outstation.models.manifest import (
@@ -15,9 +17,11 @@ from outstation.models.manifest import (
     Manifest,
     ManifestFile,
     Requires,
+    RuntimeRequirement,
     check_manifest,
     path_problem,
 )
+from outstation.models.processing import Processing
 from outstation.models.versions import checked_version
 from outstation.types import MODEL_NAME, checked_name
 
@@ -35,6 +39,8 @@ class Draft:
     version: str
     golden: Path | None = None
     labels: Path | None = None
+    processing: Processing | None = None
+    runtime: RuntimeRequirement = field(default_factory=RuntimeRequirement)
     tolerance: Golden = field(default_factory=Golden)
     budgets: Budgets = field(default_factory=Budgets)
     requires: Requires = field(default_factory=Requires)
@@ -51,20 +57,13 @@ def make_bundle(source: Path, target: Path, draft: Draft, *, check: bool = True)
     """
     checked_name(MODEL_NAME, draft.name, "model")
     checked_version(draft.version)
-    from outstation.models.probe import ModelProbe, golden_file  # noqa: PLC0415 - numpy and onnxruntime are extras
+    from outstation.models.probe import ModelProbe, golden_file, processed  # noqa: PLC0415 - numpy, onnxruntime: extras
 
     with mapped_os_errors(doing="make the bundle", path=target):
         model = _copy(source, target)
         probe = ModelProbe(target / model)
+        labels = _labels(draft, target)
         golden = draft.golden or _beside(target, GOLDEN)
-        if golden is not None:
-            golden_file(probe, golden, target / (GOLDEN + ".new"), draft.tolerance, check=check)
-            (target / (GOLDEN + ".new")).replace(target / GOLDEN)
-        labels = draft.labels or _beside(target, LABELS)
-        if draft.labels is not None:
-            _copy_file(draft.labels, target / LABELS)
-        if labels is not None:
-            _check_labels(target / LABELS)
         manifest = Manifest(
             name=draft.name,
             version=draft.version,
@@ -72,13 +71,20 @@ def make_bundle(source: Path, target: Path, draft: Draft, *, check: bool = True)
             files=_described(target),
             inputs=probe.inputs,
             outputs=probe.outputs,
-            labels=LABELS if labels is not None else None,
-            golden=draft.tolerance if golden is not None else None,
+            runtime=draft.runtime,
+            labels=LABELS if labels else None,
+            processing=draft.processing,
             budgets=draft.budgets,
             requires=draft.requires,
             metrics=draft.metrics,
             provenance={"outstation": __version__, "source": source.name, **draft.provenance},
         )
+        check_manifest(manifest)  # before the golden answers are computed through its processing
+        if golden is not None:
+            made = target / (GOLDEN + ".new")
+            golden_file(processed(probe, manifest, labels), golden, made, draft.tolerance, check=check)
+            made.replace(target / GOLDEN)
+            manifest = msgspec.structs.replace(manifest, files=_described(target), golden=draft.tolerance)
     check_manifest(manifest)
     return manifest
 
@@ -142,13 +148,21 @@ def _beside(folder: Path, name: str) -> Path | None:
     return folder / name if (folder / name).is_file() else None
 
 
-def _check_labels(path: Path) -> None:
+def _labels(draft: Draft, folder: Path) -> tuple[str, ...]:
+    """The labels, which lie in *folder* afterwards; () when there are none."""
+    if draft.labels is not None:
+        _copy_file(draft.labels, folder / LABELS)
+    return _checked_labels(folder / LABELS) if (folder / LABELS).is_file() else ()
+
+
+def _checked_labels(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as exc:
         raise InvalidInputError(f"{path.name} is not UTF-8 text.") from exc
     if not lines or any(not line.strip() for line in lines):
         raise InvalidInputError(f"{path.name} must hold one label a line, no line empty.")
+    return tuple(lines)
 
 
 def _described(folder: Path) -> tuple[ManifestFile, ...]:

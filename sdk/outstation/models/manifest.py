@@ -15,6 +15,16 @@ from typing import Annotated, Any
 import msgspec
 
 from outstation.errors import ManifestError
+from outstation.models.processing import (
+    InputStep,
+    Kind,
+    OutputStep,
+    PreparedInput,
+    Processing,
+    StepError,
+    fits,
+    taken_kind,
+)
 from outstation.models.versions import is_version
 from outstation.types import MODEL_NAME
 
@@ -110,6 +120,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     runtime: RuntimeRequirement = RuntimeRequirement()
     labels: str | None = None  # path of a text file, one label a line
+    processing: Processing | None = None  # what stands between a caller and the model's own inputs and outputs
     golden: Golden | None = None
     budgets: Budgets = Budgets()
     requires: Requires = Requires()
@@ -121,6 +132,26 @@ class Manifest(Part, frozen=True, kw_only=True):
     def size_bytes(self) -> int:
         """Of all files together."""
         return sum(file.size_bytes for file in self.files)
+
+    @property
+    def call_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as a caller gives them: those of the model, but for what is made by :attr:`processing`."""
+        prepared = {} if self.processing is None else {made.name: made for made in self.processing.inputs}
+        return tuple(_taken(prepared[spec.name], spec) if spec.name in prepared else spec for spec in self.inputs)
+
+    @property
+    def call_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs as a caller gets them."""
+        if self.processing is None or not self.processing.outputs:
+            return self.outputs
+        kinds = {spec.name: Kind(spec.datatype, spec.shape) for spec in self.outputs}
+        made = []
+        for output in self.processing.outputs:
+            kind = kinds[output.source]
+            for step in output.steps:
+                kind = step.after(kind)
+            made.append(TensorSpec(output.name, *kind))
+        return tuple(made)
 
     def file(self, path: str) -> ManifestFile:
         """The entry of *path*; KeyError if there is none."""
@@ -165,9 +196,19 @@ def check_manifest(manifest: Manifest) -> None:
             raise _error(field, f"{path!r} is not among the files")
     for field, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         _check_tensors(field, specs)
+    if manifest.processing is not None:
+        _check_processing(manifest, manifest.processing)
     for metric, value in manifest.metrics.items():
         if not math.isfinite(value):
             raise _error(f"metrics.{metric}", "is not a finite number")
+
+
+def parse_processing(data: bytes) -> Processing:
+    """The file that a publisher gives with ``--processing``; ManifestError names the field that is wrong."""
+    try:
+        return msgspec.convert(_decoded(data), Processing)
+    except msgspec.ValidationError as exc:
+        raise _with_place(str(exc), "processing") from exc
 
 
 def path_problem(path: str) -> str | None:
@@ -222,6 +263,50 @@ def _check_tensors(field: str, specs: tuple[TensorSpec, ...]) -> None:
         names.add(spec.name)
 
 
+def _check_processing(manifest: Manifest, processing: Processing) -> None:
+    """That every step can follow the one before it, and that the model takes what the last one gives."""
+    inputs = {spec.name: spec for spec in manifest.inputs}
+    outputs = {spec.name: spec for spec in manifest.outputs}
+    if processing.needs_labels and manifest.labels is None:
+        raise _error("processing", "it names labels, and the bundle has none")
+    for kind, names in (
+        ("inputs", [i.name for i in processing.inputs]),
+        ("outputs", [o.name for o in processing.outputs]),
+    ):
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise _error(f"processing.{kind}[{index}].name", f"{name!r} is there twice")
+    for index, prepared in enumerate(processing.inputs):
+        field = f"processing.inputs[{index}]"
+        if prepared.name not in inputs:
+            raise _error(f"{field}.name", f"the model has no input {prepared.name!r}")
+        spec = inputs[prepared.name]
+        _check_tensors(f"{field}.takes", (_taken(prepared, spec),))
+        made = _after(field, prepared.steps, taken_kind(prepared, Kind(spec.datatype, spec.shape)))
+        if not fits(made, Kind(spec.datatype, spec.shape)):
+            raise _error(f"{field}.steps", f"they give {made}, the model takes {Kind(spec.datatype, spec.shape)}")
+    for index, output in enumerate(processing.outputs):
+        field = f"processing.outputs[{index}]"
+        if output.source not in outputs:
+            raise _error(f"{field}.of", f"the model has no output {output.source!r}")
+        spec = outputs[output.source]
+        _after(field, output.steps, Kind(spec.datatype, spec.shape))
+
+
+def _after(field: str, steps: tuple[InputStep | OutputStep, ...], kind: Kind) -> Kind:
+    index = 0
+    try:
+        for index, step in enumerate(steps):  # noqa: B007  read where it went wrong
+            kind = step.after(kind)
+    except StepError as exc:
+        raise _error(f"{field}.steps[{index}]", str(exc)) from exc
+    return kind
+
+
+def _taken(prepared: PreparedInput, spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.name, *taken_kind(prepared, Kind(spec.datatype, spec.shape)))
+
+
 def _decoded(data: bytes) -> Any:
     try:
         return json.loads(data.decode(), object_pairs_hook=_without_doubles, parse_constant=_no_constant)
@@ -255,10 +340,11 @@ def _check_format(tree: Any) -> None:
         )
 
 
-def _with_place(message: str) -> ManifestError:
+def _with_place(message: str, within: str = "") -> ManifestError:
     """Our error for msgspec's "Expected `int`, got `str` - at `$.files[0].size_bytes`", the field first."""
     found = _PLACE.fullmatch(message)
     what, place = (found["what"], found["place"]) if found else (message, "")
+    place = f"{within}.{place}".strip(".")
     for pattern, verdict in ((_UNKNOWN, "is no field that is known"), (_MISSING, "is missing")):
         named = pattern.fullmatch(what)
         if named:

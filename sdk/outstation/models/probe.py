@@ -1,16 +1,17 @@
 """The publisher's look into a model file, with ONNX Runtime: what it takes and gives, and what it answers.
 
-The one file of this room that needs numpy and onnxruntime. A device does its own checks (``outstation.inference``).
+The one file of this room that needs onnxruntime. A device does its own checks (``outstation.inference``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from outstation.errors import InferenceError, InvalidInputError, ModelLoadError
-from outstation.models.manifest import ANY, Golden, TensorSpec
+from outstation.models.manifest import ANY, Golden, Manifest, TensorSpec
+from outstation.models.pipeline import Pipeline
 from outstation.ort import load_onnxruntime
 
 onnxruntime = load_onnxruntime("Reading a model file")
@@ -57,7 +58,31 @@ class ModelProbe:
             raise InferenceError(f"The model cannot compute the golden inputs: {_short(exc)}") from exc
 
 
-def golden_file(probe: ModelProbe, source: Path, target: Path, golden: Golden, *, check: bool) -> int:
+class ProcessedProbe:
+    """A model file together with its processing: what a caller gives, and gets."""
+
+    def __init__(self, probe: ModelProbe, pipeline: Pipeline) -> None:
+        self._probe = probe
+        self._pipeline = pipeline
+        self.inputs = pipeline.inputs
+        self.outputs = pipeline.outputs
+
+    def run(self, inputs: Arrays) -> dict[str, Any]:
+        """As :meth:`ModelProbe.run`. InvalidInputError for inputs that cannot be prepared."""
+        values = self._probe.run(self._pipeline.feed(inputs))
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, self._pipeline.answers(names, values), strict=True))
+
+
+Probe: TypeAlias = ModelProbe | ProcessedProbe
+
+
+def processed(probe: ModelProbe, manifest: Manifest, labels: Sequence[str]) -> Probe:
+    """*probe* as a caller of the version that *manifest* describes sees it."""
+    return probe if manifest.processing is None else ProcessedProbe(probe, Pipeline(manifest, labels))
+
+
+def golden_file(probe: Probe, source: Path, target: Path, golden: Golden, *, check: bool) -> int:
     """Write *target*, the golden file of a bundle, from *source*; returns the number of cases.
 
     *source* is an .npz with arrays ``input/NAME``, or plain ``NAME``, first axis the cases: the expected outputs are
@@ -80,12 +105,12 @@ def golden_file(probe: ModelProbe, source: Path, target: Path, golden: Golden, *
         np.savez(
             file,
             **{_INPUT + name: array for name, array in inputs.items()},
-            **{_OUTPUT + name: array for name, array in kept.items()},
+            **{_OUTPUT + name: _without_objects(array) for name, array in kept.items()},
         )
     return cases
 
 
-def read_cases(probe: ModelProbe, source: Path) -> list[dict[str, Any]]:
+def read_cases(probe: Probe, source: Path) -> list[dict[str, Any]]:
     """The inputs of each case in *source*, an .npz as for :func:`golden_file`; outputs in it are passed over."""
     arrays = _read(source)
     inputs = {key.removeprefix(_INPUT): array for key, array in arrays.items() if key.startswith(_INPUT)}
@@ -93,7 +118,7 @@ def read_cases(probe: ModelProbe, source: Path) -> list[dict[str, Any]]:
     return _calls(probe, _cases(probe, source, inputs), inputs)
 
 
-def _calls(probe: ModelProbe, cases: int, inputs: Arrays) -> list[dict[str, Any]]:
+def _calls(probe: Probe, cases: int, inputs: Arrays) -> list[dict[str, Any]]:
     ranks = {spec.name: len(spec.shape) for spec in probe.inputs}
     return [
         {name: a[case] if a.ndim == ranks[name] + 1 else a[case : case + 1] for name, a in inputs.items()}
@@ -101,7 +126,7 @@ def _calls(probe: ModelProbe, cases: int, inputs: Arrays) -> list[dict[str, Any]
     ]
 
 
-def _answers(probe: ModelProbe, cases: int, inputs: Arrays) -> dict[str, Any]:
+def _answers(probe: Probe, cases: int, inputs: Arrays) -> dict[str, Any]:
     """What the model answers to each case alone, put together along the first axis."""
     rows: dict[str, list[Any]] = {spec.name: [] for spec in probe.outputs}
     for one in _calls(probe, cases, inputs):
@@ -114,7 +139,7 @@ def _answers(probe: ModelProbe, cases: int, inputs: Arrays) -> dict[str, Any]:
     }
 
 
-def _cases(probe: ModelProbe, source: Path, inputs: Arrays) -> int:
+def _cases(probe: Probe, source: Path, inputs: Arrays) -> int:
     lengths = {len(array) if array.ndim else 0 for array in inputs.values()}
     if len(lengths) != 1 or not 0 < max(lengths) <= MAX_CASES:
         raise InvalidInputError(
@@ -129,7 +154,7 @@ def _cases(probe: ModelProbe, source: Path, inputs: Arrays) -> int:
     return int(max(lengths))
 
 
-def _check_names(probe: ModelProbe, source: Path, arrays: Arrays, inputs: Arrays, expected: Arrays) -> None:
+def _check_names(probe: Probe, source: Path, arrays: Arrays, inputs: Arrays, expected: Arrays) -> None:
     wanted = [spec.name for spec in probe.inputs]
     for name in wanted:
         if name not in inputs:
@@ -185,6 +210,11 @@ def _length(size: Any) -> int:
 
 def _list(names: set[str]) -> str:
     return ", ".join(sorted(names))
+
+
+def _without_objects(array: Any) -> Any:
+    """Text in numpy's fixed width: an array of objects would be written as a pickle."""
+    return array.astype(np.str_) if array.dtype.kind == "O" else array
 
 
 def _short(exc: Exception) -> str:

@@ -42,6 +42,9 @@ def page(status: StationStatus) -> str:
     add("records_dropped_total", "counter", "Records that were let go, by reason.", _dropped(streams))
     add("pending_bytes", "gauge", "Payload that waits.", (({"stream": r.stream}, r.pending_bytes) for r in streams))
     add("model_active", "gauge", "1 for each version that answers.", _active(status))
+    add("model_placement", "gauge", "1 for what computes the version that answers.", _placements(status))
+    fallbacks = (({"model": m.name}, float(len(m.placement.fallbacks))) for m in status.reported.models if m.placement)
+    add("model_fallbacks", "gauge", "Accelerators that were preferred to it and are not in use.", fallbacks)
     return "\n".join(lines) + "\n"
 
 
@@ -60,3 +63,10 @@ def _active(status: StationStatus) -> Iterable[Sample]:
         for version in model.versions:
             if version.version == model.active:
                 yield {"model": model.name, "version": version.version, "phase": version.phase.value}, 1.0
+
+
+def _placements(status: StationStatus) -> Iterable[Sample]:
+    for model in status.reported.models:
+        if model.placement is not None:
+            placed = {"runtime": model.placement.runtime, "accelerator": model.placement.accelerator}
+            yield {"model": model.name, "version": model.active, **placed}, 1.0

@@ -21,6 +21,7 @@ from outstation.types import (
     ModelPhase,
     ModelReport,
     ModelVersionReport,
+    Placement,
     Reported,
     StreamReport,
 )
@@ -257,7 +258,8 @@ def _model_report_to_wire(value: ModelReport) -> fleet_pb2.ModelReport:
         )
         for version in value.versions
     ]
-    return fleet_pb2.ModelReport(name=value.name, active=value.active, versions=versions)
+    placement = None if value.placement is None else placement_to_wire(value.placement)
+    return fleet_pb2.ModelReport(name=value.name, active=value.active, versions=versions, placement=placement)
 
 
 def _model_report_from_wire(m: fleet_pb2.ModelReport) -> ModelReport:
@@ -266,7 +268,17 @@ def _model_report_from_wire(m: fleet_pb2.ModelReport) -> ModelReport:
         for v in m.versions
         if v.phase in _MODEL_PHASES  # a phase of a newer station: we have no word for it
     )
-    return ModelReport(m.name, m.active, versions)
+    return ModelReport(
+        m.name, m.active, versions, placement_from_wire(m.placement) if m.HasField("placement") else None
+    )
+
+
+def placement_to_wire(value: Placement) -> fleet_pb2.Placement:
+    return fleet_pb2.Placement(runtime=value.runtime, accelerator=value.accelerator, fallbacks=value.fallbacks)
+
+
+def placement_from_wire(m: fleet_pb2.Placement) -> Placement:
+    return Placement(m.accelerator, tuple(m.fallbacks), m.runtime)
 
 
 _LINK_STATES = frozenset(state.value for state in LinkState)

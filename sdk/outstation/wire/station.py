@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from outstation.errors import WireError
-from outstation.types import Record, StationStatus
+from outstation.types import Placement, Record, StationStatus
 from outstation.wire import convert
 from outstation.wire.generated import station_pb2 as pb
 from outstation.wire.method import Codec, Method
@@ -96,6 +96,25 @@ class ModelHealth:
         return cls(m.model, m.version, m.calls, m.errors)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelPlacement:
+    """Where a version that answers is computed."""
+
+    model: str
+    version: str
+    placement: Placement
+
+    def pack(self) -> bytes:
+        return pb.ReportPlacementRequest(
+            model=self.model, version=self.version, placement=convert.placement_to_wire(self.placement)
+        ).SerializeToString()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> ModelPlacement:
+        m = convert.parsed(pb.ReportPlacementRequest, data)
+        return cls(m.model, m.version, convert.placement_from_wire(m.placement))
+
+
 def pack_status(status: StationStatus) -> bytes:
     return pb.GetStatusResponse(
         station=status.station,
@@ -131,6 +150,7 @@ APPEND = Method(
 )
 GET_STATUS = Method(f"/{SERVICE}/GetStatus", _NOTHING, Codec(pack_status, unpack_status))
 REPORT_HEALTH = Method(f"/{SERVICE}/ReportHealth", Codec(ModelHealth.pack, ModelHealth.unpack), _NOTHING)
+REPORT_PLACEMENT = Method(f"/{SERVICE}/ReportPlacement", Codec(ModelPlacement.pack, ModelPlacement.unpack), _NOTHING)
 SET_METERED: Method[bool, None] = Method(
     f"/{SERVICE}/SetMetered",
     convert.codec(pb.SetMeteredRequest, lambda metered: pb.SetMeteredRequest(metered=metered), lambda m: m.metered),

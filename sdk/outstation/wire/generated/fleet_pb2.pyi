@@ -67,14 +67,26 @@ class Reported(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelReport, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[_sync_pb2.StreamReport, _Mapping]]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., revision: _Optional[int] = ..., time_unix_nano: _Optional[int] = ..., software: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ModelReport(_message.Message):
-    __slots__ = ("name", "active", "versions")
+    __slots__ = ("name", "active", "versions", "placement")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     active: str
     versions: _containers.RepeatedCompositeFieldContainer[ModelVersionReport]
-    def __init__(self, name: _Optional[str] = ..., active: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersionReport, _Mapping]]] = ...) -> None: ...
+    placement: Placement
+    def __init__(self, name: _Optional[str] = ..., active: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersionReport, _Mapping]]] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ...) -> None: ...
+
+class Placement(_message.Message):
+    __slots__ = ("runtime", "accelerator", "fallbacks")
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    FALLBACKS_FIELD_NUMBER: _ClassVar[int]
+    runtime: str
+    accelerator: str
+    fallbacks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, runtime: _Optional[str] = ..., accelerator: _Optional[str] = ..., fallbacks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelVersionReport(_message.Message):
     __slots__ = ("version", "phase", "since_unix_nano", "reason", "saved_bytes")

@@ -88,6 +88,20 @@ class ReportHealthResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ReportPlacementRequest(_message.Message):
+    __slots__ = ("model", "version", "placement")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    placement: _fleet_pb2.Placement
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., placement: _Optional[_Union[_fleet_pb2.Placement, _Mapping]] = ...) -> None: ...
+
+class ReportPlacementResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class SetMeteredRequest(_message.Message):
     __slots__ = ("metered",)
     METERED_FIELD_NUMBER: _ClassVar[int]
