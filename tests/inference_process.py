@@ -19,7 +19,8 @@ COMMAND = (sys.executable, "-m", "outstation", "inference")
 @contextlib.contextmanager
 def served(path: Path, name: str, **settings) -> Iterator[str]:
     """The file *path* served from a thread of this process, which starts sooner; the address over TCP."""
-    process = InferenceProcess.of_file(path, name, InferenceSettings(listen="127.0.0.1:0", **settings))
+    settings = {"listen": "127.0.0.1:0", **settings}
+    process = InferenceProcess.of_file(path, name, InferenceSettings(**settings))
     try:
         yield process.addresses[0]
     finally:

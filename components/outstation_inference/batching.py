@@ -20,6 +20,7 @@ from outstation.settings import BatchingSettings
 from outstation.wire.datatypes import Array
 from outstation.wire.tensors import InferRequest, InferResponse
 from outstation_inference.jobs import Job
+from outstation_inference.regions import Regions
 
 log = logging.getLogger("outstation.inference")
 
@@ -31,21 +32,29 @@ class Prepared:
     job: Job
     request: InferRequest
     version: Version
+    regions: Regions
 
-    def answer(self, outputs: Mapping[str, Array]) -> None:
+    def answer(self, outputs: Mapping[str, Array]) -> int:
+        """Answer with *outputs*, in shared memory those that are wanted there; how many calls were answered: 1 or 0."""
         request = self.request
         if self.version.sampler is not None:  # before the answer: then the caller may overwrite what it shares with us
             self.version.sampler.offer(request.inputs, outputs, note_of(request.parameters))
-        self.job.answer(InferResponse(request.model, self.version.version, outputs, request.id, request.raw))
+        try:
+            into = self.regions.write(request.into, outputs) if request.into else {}
+        except OutstationError as exc:
+            self.job.fail(exc)
+            return 0
+        self.job.answer(InferResponse(request.model, self.version.version, outputs, request.id, request.raw, into))
+        return 1
 
     def run(self) -> int:
         """Compute it alone; how many calls were answered: 1 or 0."""
         try:
-            self.answer(self.version.run(self.request.inputs, self.request.outputs or None))
+            outputs = self.version.run(self.request.inputs, self.request.outputs or None)
         except OutstationError as exc:
             self.job.fail(exc)
             return 0
-        return 1
+        return self.answer(outputs)
 
 
 def batches(calls: Sequence[Prepared], settings: Mapping[str, BatchingSettings]) -> list[list[Prepared]]:
@@ -78,9 +87,7 @@ def compute_together(calls: Sequence[Prepared]) -> int:
     except OutstationError as exc:
         log.debug("a batch of %d calls failed and is computed one by one: %s", len(calls), exc)
         return sum(call.run() for call in calls)
-    for call, part in zip(calls, parts, strict=True):
-        call.answer(part)
-    return len(calls)
+    return sum(call.answer(part) for call, part in zip(calls, parts, strict=True))
 
 
 def _likeness(call: Prepared) -> Any:

@@ -31,8 +31,8 @@ _MAX_UNSENT_BYTES = 1 << 20
 _STALL_TIMEOUT = 30.0
 # What all connections together may hold, in messages of the largest size.
 _MESSAGES_HELD = 4
-# File descriptors left for model files, the agent and the log.
-_SPARE_FILES = 64
+# File descriptors left for model files, the agent, the log, and regions of shared memory.
+_SPARE_FILES = 256
 _TICK = 1.0
 
 
@@ -59,6 +59,12 @@ class Speaker(Protocol):
 
     @property
     def idle(self) -> bool: ...
+
+    @property
+    def stalled(self) -> bool:
+        """The client leaves no room for what it asked for."""
+        ...
+
     @property
     def held_bytes(self) -> int: ...
 
@@ -104,7 +110,7 @@ class Connection:
             if sent:
                 self.active = time.monotonic()
                 del output[:sent]
-        if output or speaker.closing or self.events != selectors.EVENT_READ:
+        if output or speaker.closing or speaker.stalled or self.events != selectors.EVENT_READ:
             self._front.look_at(self)
 
 
@@ -289,7 +295,7 @@ class Front:
         connection.held = held
         if self._held > self._max_held:
             log.warning("clients hold more than %d bytes of unfinished messages; one is dropped", self._max_held)
-            self._drop(connection)
+            self._drop(max(self._connections, key=lambda other: other.held))
 
     def _settle(self, connection: Connection) -> None:
         """Send, wait until more can be sent, or close: whatever the connection needs now."""
@@ -318,6 +324,10 @@ class Front:
                 self._drop(connection)
                 return
             unsent = len(output)
+            if unsent > _MAX_UNSENT_BYTES or speaker.stalled or connection.held:
+                self._account(connection, speaker)
+                if connection.closed:
+                    return
             events = 0 if unsent > _MAX_UNSENT_BYTES or speaker.closing else selectors.EVENT_READ
             if unsent:
                 events |= selectors.EVENT_WRITE
@@ -328,7 +338,7 @@ class Front:
     def _close_stalled(self, now: float) -> None:
         for connection in list(self._connections):
             speaker = connection.speaker
-            if speaker is not None and speaker.output and now - connection.active > _STALL_TIMEOUT:
+            if speaker is not None and (speaker.output or speaker.stalled) and now - connection.active > _STALL_TIMEOUT:
                 self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:

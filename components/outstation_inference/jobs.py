@@ -11,13 +11,22 @@ from outstation.errors import (
     ModelNotFoundError,
     OutstationError,
     ProviderUnavailableError,
+    RegionExistsError,
+    RegionNotFoundError,
     WireError,
 )
+from outstation.wire.shared import REGION
 from outstation.wire.tensors import InferRequest, InferResponse
+
+_REGION = REGION.encode()
+# Names and parameters of tensors come first in every client's messages.
+_HEAD_BYTES = 4096
 
 # gRPC's status code and HTTP's for each error; the first that matches wins.
 _CODES: tuple[tuple[type[OutstationError], int, int], ...] = (
     (ModelNotFoundError, 5, 404),  # NOT_FOUND
+    (RegionNotFoundError, 5, 404),
+    (RegionExistsError, 6, 400),  # ALREADY_EXISTS
     (InvalidInputError, 3, 400),  # INVALID_ARGUMENT
     (WireError, 3, 400),
     (DeadlineError, 4, 504),  # DEADLINE_EXCEEDED
@@ -37,6 +46,11 @@ def http_code(error: OutstationError) -> int:
     return next(code for kind, _, code in _CODES if isinstance(error, kind))
 
 
+def names_shared_memory(message: bytes | bytearray) -> bool:
+    """Whether a call's *message* may name tensors in shared memory: they can be of any size."""
+    return message.find(_REGION, 0, _HEAD_BYTES) >= 0
+
+
 class Job(Protocol):
     """A call of ModelInfer that waits to be computed. ``answer`` or ``fail`` is called once, from any thread."""
 
@@ -51,7 +65,14 @@ class Job(Protocol):
         ...
 
     @property
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """What its message has."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Tensors of it, of whatever size, may lie in shared memory."""
+        ...
 
     @property
     def deadline(self) -> float | None:

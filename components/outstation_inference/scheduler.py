@@ -27,6 +27,8 @@ log = logging.getLogger("outstation.inference")
 QUICK = 0.001
 # What the reading thread computes before it looks at its connections again; the rest goes to the workers.
 MAX_INLINE = 0.005
+# What all calls that wait may hold, in messages of the largest size.
+_MESSAGES_HELD = 4
 # A message that takes long to decode is not for the reading thread, however quick its model.
 MAX_INLINE_BYTES = 256 << 10
 
@@ -42,6 +44,8 @@ class Scheduler:
         self._typical: dict[str, float] = {}  # seconds a call, by model: a moving mean
         self._state = threading.Condition()
         self._queue: deque[Job] = deque()
+        self._held = 0  # bytes of the calls in the queue
+        self._max_held = _MESSAGES_HELD * settings.max_message_bytes
         self._running = 0
         self._closing = False
         self._workers = [
@@ -64,7 +68,7 @@ class Scheduler:
         for job in jobs:
             batching = self._batching.get(job.model_hint)
             typical = QUICK if batching and batching.delay else self._typical.get(job.model_hint, QUICK)
-            if typical < QUICK and expected < MAX_INLINE and job.size_bytes <= MAX_INLINE_BYTES and not self._queue:
+            if typical < QUICK and expected < MAX_INLINE and not self._queue and _is_small(job):
                 expected += typical
                 inline.append(job)
             else:
@@ -87,13 +91,15 @@ class Scheduler:
         refused: list[Job] = []
         with self._state:
             for job in jobs:
-                if len(self._queue) + self._running >= self._capacity:
+                full = len(self._queue) + self._running >= self._capacity
+                if full or (self._queue and self._held + job.size_bytes > self._max_held):
                     refused.append(job)
                 else:
                     self._queue.append(job)
+                    self._held += job.size_bytes
             self._state.notify(len(jobs))
         for job in refused:
-            job.fail(ProviderUnavailableError(f"{self._capacity} calls wait already.", hint="Try again in a moment."))
+            job.fail(ProviderUnavailableError("As many calls as may wait do already.", hint="Try again in a moment."))
 
     def _work(self) -> None:
         while True:
@@ -113,6 +119,11 @@ class Scheduler:
 
     def _next(self) -> list[Job]:
         """The oldest call and, of a model with batching, those that may go with it. The lock is held."""
+        jobs = self._taken()
+        self._held -= sum(job.size_bytes for job in jobs)
+        return jobs
+
+    def _taken(self) -> list[Job]:
         first = self._queue.popleft()
         batching = self._batching.get(first.model_hint)
         if batching is None:
@@ -133,9 +144,9 @@ class Scheduler:
             waited = sum(begin - ready.job.arrived for ready in batch)
             fine = compute_together(batch) if len(batch) > 1 else self._compute_one(batch[0], watched=watched)
             took = time.monotonic() - begin
-            model = batch[0].request.model
+            model, version = batch[0].request.model, batch[0].version.version
             self._learn(model, took / len(batch))
-            self._service.count(model, len(batch), errors=len(batch) - fine, queue=waited, compute=took)
+            self._service.count(model, version, len(batch), errors=len(batch) - fine, queue=waited, compute=took)
 
     def _prepare(self, job: Job) -> Prepared | None:
         """*job* decoded and checked, or None when it has failed or nobody waits for it."""
@@ -145,7 +156,10 @@ class Scheduler:
             if job.deadline is not None and job.deadline <= time.monotonic():
                 raise DeadlineError("The call's time was up before a worker was free.")
             request = job.request()
-            return Prepared(job, request, self._service.version_for(request))
+            version = self._service.version_for(request)
+            if request.shared or request.into:
+                request = self._service.located(request)
+            return Prepared(job, request, version, self._service.regions)
         except OutstationError as exc:
             job.fail(exc)
         except Exception:  # noqa: BLE001 - told to the caller, kept in the log
@@ -158,8 +172,7 @@ class Scheduler:
         left = deadline - time.monotonic() if watched and deadline is not None else None
         try:
             result = ready.version.run(ready.request.inputs, ready.request.outputs or None, left, self._deadlines)
-            ready.answer(result)
-            return 1
+            return ready.answer(result)
         except OutstationError as exc:
             ready.job.fail(exc)
         except Exception:  # noqa: BLE001 - told to the caller, kept in the log
@@ -169,6 +182,10 @@ class Scheduler:
     def _learn(self, model: str, seconds: float) -> None:
         known = self._typical.get(model)
         self._typical[model] = seconds if known is None else known + (seconds - known) / 8
+
+
+def _is_small(job: Job) -> bool:
+    return job.size_bytes <= MAX_INLINE_BYTES and not job.shared
 
 
 def _failed_inside(job: Job) -> None:

@@ -22,9 +22,12 @@ from outstation.models.store import ModelStore
 from outstation.settings import InferenceSettings, Settings
 from outstation.telemetry.events import Telemetry
 from outstation.wire.address import claim_socket, is_loopback, release_socket, share_socket
+from outstation_inference.chores import Chores
+from outstation_inference.frames import PREFACE
 from outstation_inference.front import Connection, Front, Speaker, Speakers
 from outstation_inference.grpc_speaker import GrpcSpeaker, questions
-from outstation_inference.http2 import PREFACE
+from outstation_inference.metrics import observe
+from outstation_inference.regions import Regions
 from outstation_inference.rest_speaker import RestSpeaker
 from outstation_inference.scheduler import Scheduler
 from outstation_inference.service import InferenceService
@@ -59,20 +62,27 @@ class InferenceProcess:
         with ExitStack() as made:
             if owned is not None:
                 made.callback(owned.close)
+            chores = Chores()
+            made.callback(chores.close)  # after the models, whose end is also that of a wait for one
             made.callback(models.close)
             if not sockets:
                 raise ConfigurationError("The inference server has no address.", hint="Set `listen` or `socket`.")
-            service = InferenceService(models)
+            # Its callers' shared memory is of use on this device only, and no business of other machines.
+            local = all(address.startswith("unix:") or is_loopback(address) for address in sockets)
+            regions = Regions(settings.max_shared_regions if local else 0, settings.max_message_bytes)
+            made.callback(regions.close)
+            service = InferenceService(models, regions)
             scheduler = Scheduler(service, settings)
             made.callback(scheduler.close)
             front = Front(
-                _speakers(service, settings),
+                _speakers(service, chores, settings),
                 scheduler.submit,
                 max_connections=settings.max_connections,
                 max_message_bytes=settings.max_message_bytes,
             )
             made.callback(front.close, GRACE, lambda: scheduler.idle)
             self.addresses = tuple(_listen(front, address, made) for address in sockets)
+            observe(service)
             front.start()
             self._closing = made.pop_all()
 
@@ -108,9 +118,10 @@ class InferenceProcess:
     @classmethod
     def of_file(cls, path: Path, name: str, settings: InferenceSettings) -> InferenceProcess:
         """Serve the one ONNX file *path* as the model *name*: no store, no agent. ModelLoadError."""
-        version = load_file(path, options_of(settings))
+        options = options_of(settings)
+        models = FixedModels((Model(name, load_file(path, options)),), lambda _: load_file(path, options))
         sockets = (settings.listen, f"unix:{Path(settings.socket).absolute()}" if settings.socket else "")
-        return cls(FixedModels((Model(name, version),)), settings, tuple(filter(None, sockets)))
+        return cls(models, settings, tuple(filter(None, sockets)))
 
     def run(self) -> None:
         """Serve until :meth:`stop`, then answer what was accepted and end every thread."""
@@ -134,15 +145,15 @@ def _end(agent: AgentClient) -> None:
         log.warning("%s", exc)
 
 
-def _speakers(service: InferenceService, settings: InferenceSettings) -> Speakers:
+def _speakers(service: InferenceService, chores: Chores, settings: InferenceSettings) -> Speakers:
     """What a new connection is spoken to in: HTTP/2 begins with "PRI", and no method of HTTP/1.1 does."""
-    asked = questions(service)
+    asked = questions(service, chores)
     limit = settings.max_message_bytes
 
     def speaker(connection: Connection, first: bytes) -> Speaker:
         if PREFACE.startswith(first[:3]):
             return GrpcSpeaker(connection, asked, max_message_bytes=limit, max_streams=MAX_STREAMS)
-        return RestSpeaker(connection, service, max_message_bytes=limit)
+        return RestSpeaker(connection, service, chores, max_message_bytes=limit)
 
     return speaker
 

@@ -10,7 +10,9 @@
     ├── InvalidInputError           change the call: names, types, shapes, sizes
     │   ├── InvalidNameError        a stream, model or station name outside its alphabet
     │   ├── UnreadableFileError     an image or a recording that was given cannot be read
-    │   └── RecordTooLargeError     one record over the bound of its stream
+    │   ├── RecordTooLargeError     one record over the bound of its stream
+    │   ├── RegionNotFoundError     no shared memory is registered under that name
+    │   └── RegionExistsError       shared memory is registered under that name already
     ├── StorageError                the data folder or its disk
     │   ├── BufferLockedError       another process owns the folder
     │   ├── BufferFullError         the policy says reject; free room or choose another policy
@@ -102,6 +104,14 @@ class UnreadableFileError(InvalidInputError):
 
 class RecordTooLargeError(InvalidInputError):
     """One record is larger than its stream accepts."""
+
+
+class RegionNotFoundError(InvalidInputError):
+    """No shared memory is registered with the inference server under that name."""
+
+
+class RegionExistsError(InvalidInputError):
+    """Shared memory is registered with the inference server under that name already."""
 
 
 class StorageError(OutstationError):

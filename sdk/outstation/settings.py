@@ -165,6 +165,7 @@ class InferenceSettings(Table, frozen=True):
     queue: Annotated[int, msgspec.Meta(ge=0)] = 64  # calls that wait for a worker; more are refused
     max_message_bytes: Size = 64 << 20
     max_connections: Size = 1000  # the one idle for longest makes room for a new one
+    max_shared_regions: Annotated[int, msgspec.Meta(ge=0)] = 64  # of shared memory, registered by clients; 0 = none
     batching: dict[str, BatchingSettings] = {}  # by model
     capture: dict[str, CaptureSettings] = {}  # by model
 

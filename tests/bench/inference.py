@@ -2,12 +2,16 @@
 
 The load comes from h2load (apt: nghttp2-client), a program in C, so that no Python client is the wall; every server
 gets the same bytes. Servers run one after the other; each is asked once with a real client first, so that only right
-answers are measured. MLServer is installed into an environment of its own below build/bench.
+answers are measured. MLServer, LitServe and BentoML are installed into environments of their own below build/bench.
 """
 
 from __future__ import annotations
 
+import http.client
+import json
+import os
 import shutil
+import signal
 import socket
 import statistics
 import struct
@@ -30,6 +34,9 @@ from outstation.inference.loading import load_file
 from outstation.inference.model import Model
 from outstation.inference.remote import RemoteModels
 from outstation.settings import CaptureSettings
+from outstation.wire.client import Client
+from outstation.wire.questions import SHARED_MEMORY_REGISTER
+from outstation.wire.shared import Region, SharedTensor, Window
 from outstation.wire.tensors import InferRequest
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
@@ -38,6 +45,8 @@ import inference_peers as peers
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples/meter-reading/models/v2.onnx"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+GRPC = ("content-type: application/grpc", "te: trailers")
+JSON = ("content-type: application/json",)
 PORT = 18_731
 TINY = {"image": np.ones((1, 8, 8), np.float32)}
 LARGE = {"image": np.ones((1, 3, 224, 224), np.float32)}
@@ -58,20 +67,25 @@ class Server:
 
 
 @contextmanager
-def started(command: list[str], port: int, name: str, inputs: dict[str, np.ndarray]) -> Iterator[Server]:
+def started(command: list[str], port: int, answers: Callable[[], object]) -> Iterator[Server]:
+    """The server that *command* starts, once it listens and *answers* has returned."""
     begin = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         while not listens(port):  # gRPC's own client waits ever longer between two tries
             if process.poll() is not None or time.monotonic() - begin > 60:
                 raise SystemExit(f"{' '.join(command)} did not start")
             time.sleep(0.01)
-        with RemoteModels(f"127.0.0.1:{port}") as models:
-            models.infer(InferRequest(name, inputs), 30.0)
+        answers()
         yield Server(port, process.pid, time.monotonic() - begin)
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # some have processes of their own
         process.wait(20)
+
+
+def infer(name: str, inputs: dict[str, np.ndarray]) -> None:
+    with RemoteModels(f"127.0.0.1:{PORT}") as models:
+        models.infer(InferRequest(name, inputs), 30.0)
 
 
 def listens(port: int) -> bool:
@@ -79,13 +93,15 @@ def listens(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-def load(server: Server, body: Path, calls: int, clients: int) -> tuple[float, float]:
-    """Median latency in seconds, and calls a second."""
+def load(server: Server, body: Path, calls: int, clients: int, rest: str = "") -> tuple[float, float]:
+    """Median latency in seconds, and calls a second; over gRPC, or JSON at the path *rest*."""
     with tempfile.NamedTemporaryFile() as log:
         command = ["h2load", "-n", str(calls), "-c", str(clients), "-m", "1", "-d", str(body)]
-        command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"--log-file={log.name}"]
+        command += ["--h1"] if rest else []
+        command += [part for header in (JSON if rest else GRPC) for part in ("-H", header)]
+        command += [f"--log-file={log.name}", f"http://127.0.0.1:{server.port}{rest or INFER}"]
         begin = time.monotonic()
-        subprocess.run([*command, f"http://127.0.0.1:{server.port}{INFER}"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         took = time.monotonic() - begin
         rows = [line.split("\t") for line in Path(log.name).read_text().splitlines()]
     answered = [int(latency) / 1e6 for _, status, latency in rows if status == "200"]
@@ -139,8 +155,25 @@ def in_process(scale: float) -> list[Row]:
     ]
 
 
-def body(folder: Path, name: str, inputs: dict[str, np.ndarray]) -> Path:
-    data = InferRequest(name, inputs).pack()
+@contextmanager
+def shared(server: Server, name: str) -> Iterator[InferRequest]:
+    """A call of the large net whose image lies in shared memory, and whose scores are wanted there."""
+    image, scores = LARGE["image"], 4000
+    path = Path(f"/dev/shm/outstation-bench-{server.pid}")
+    try:
+        path.write_bytes(image.tobytes() + b"\0" * scores)
+        with Client(f"127.0.0.1:{server.port}") as client:
+            region = Region("bench", path.name, 0, image.nbytes + scores)
+            client.unary(SHARED_MEMORY_REGISTER)(region, 10.0)
+        tensor = SharedTensor("FP32", image.shape, Window("bench", 0, image.nbytes))
+        into = {"scores": Window("bench", image.nbytes, scores)}
+        yield InferRequest(name, {}, shared={"image": tensor}, outputs=("scores",), into=into)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def body(folder: Path, name: str, request: InferRequest) -> Path:
+    data = request.pack()
     path = folder / f"{name}.bin"
     path.write_bytes(struct.pack(">BI", 0, len(data)) + data)
     return path
@@ -153,7 +186,7 @@ def ours_command(model: Path, name: str, port: int, *more: str) -> list[str]:
 
 def tiny_net(folder: Path, scale: float) -> list[Row]:
     name, calls = "meter-digits", max(500, round(10_000 * scale))
-    question = body(folder, name, TINY)
+    question = body(folder, name, InferRequest(name, TINY))
     commands = {
         "ours": ours_command(DIGITS, name, PORT),
         "batched": ours_command(DIGITS, name, PORT, "--batch", "16"),
@@ -168,7 +201,7 @@ def tiny_net(folder: Path, scale: float) -> list[Row]:
         if command is None:
             continue
         share = calls if server_name != "MLServer" else calls // 4
-        with started(command, PORT, name, TINY) as server:
+        with started(command, PORT, lambda: infer(name, TINY)) as server:
             load(server, question, share // 10, 1)
             one[server_name], _ = load(server, question, share, 1)
             _, eight[server_name] = load(server, question, share * 2, 8)
@@ -194,23 +227,80 @@ def tiny_net(folder: Path, scale: float) -> list[Row]:
     return [*rows, Row("from start to the first answer", ready["ours"], reach=1.5, smaller=True, unit="s")]
 
 
+def over_rest(folder: Path, scale: float) -> list[Row]:
+    """JSON over HTTP/1.1, which is all that the other servers of this kind speak."""
+    image, calls = TINY["image"].tolist(), max(300, round(4000 * scale))
+    plain = {"image": image}
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 8, 8], "data": image}
+    servers = {
+        "ours": (ours_command(DIGITS, "m", PORT), "/v2/models/m/infer", {"inputs": [tensor]}),
+        "LitServe": (peers.litserve_command(DIGITS, PORT), "/predict", plain),
+        "BentoML": (peers.bentoml_command(DIGITS, PORT), "/predict", plain),
+    }
+    one: dict[str, float] = {}
+    eight: dict[str, float] = {}
+    for server_name, (command, path, question) in servers.items():
+        if command is None:
+            continue
+        body_path = folder / "rest.json"
+        body_path.write_text(json.dumps(question))
+        with started(command, PORT, lambda path=path, question=question: post(path, question)) as server:
+            load(server, body_path, calls // 10, 1, path)
+            one[server_name], _ = load(server, body_path, calls, 1, path)
+            _, eight[server_name] = load(server, body_path, calls * 2, 8, path)
+    rows: list[Row] = []
+    for peer in [name for name in one if name != "ours"]:
+        rows += [
+            Row("JSON over REST, one client, median", one["ours"] * 1e6, peer, one[peer] * 1e6, None, True, "µs"),
+            Row("JSON over REST, eight clients", eight["ours"], peer, eight[peer], None, unit="calls/s"),
+        ]
+    return rows
+
+
+def post(path: str, question: object) -> None:
+    """Ask until there is an answer: some listen before they can give one."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
+            connection.request("POST", path, json.dumps(question), {"content-type": "application/json"})
+            response = connection.getresponse()
+            if response.status == 200 and b"digit" in response.read():
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        if time.monotonic() > until:
+            raise SystemExit(f"nobody answers at {path}")
+        time.sleep(0.05)
+
+
 def large_net(folder: Path, scale: float) -> list[Row]:
     path = folder / "mobilenet.onnx"
     peers.write_mobilenet(path)
     session = bare(path)
     rounds = max(5, round(40 * scale))
-    question = body(folder, "mobilenet", LARGE)
-    with started(ours_command(path, "mobilenet", PORT), PORT, "mobilenet", LARGE) as server:
+    name = "mobilenet"
+    question = body(folder, name, InferRequest(name, LARGE))
+    sent: list[float] = []
+    placed: list[float] = []
+    alone: list[float] = []
+    command = ours_command(path, name, PORT)
+    with started(command, PORT, lambda: infer(name, LARGE)) as server, shared(server, name) as request:
+        pointer = body(folder, "shared", request)
         load(server, question, 10, 1)
         # By turns in short pieces, compared piece by piece: this machine's own mood moves more than what is measured.
-        served, alone = [], []
         for _ in range(rounds):
-            served.append(load(server, question, 6, 1)[0])
+            sent.append(load(server, question, 6, 1)[0])
             alone += medians([lambda: session.run(["scores"], LARGE)], 6)
-    extra = statistics.median(over - bare for over, bare in zip(served, alone, strict=True)) * 1000
+            placed.append(load(server, pointer, 6, 1)[0])
+
+    def beyond(served: list[float]) -> float:
+        return statistics.median(over - bare for over, bare in zip(served, alone, strict=True)) * 1000
+
     return [
         Row("MobileNetV2-shaped net, bare run, median", statistics.median(alone) * 1000, unit="ms"),
-        Row("the same over gRPC, beyond the bare run", extra, reach=1.5, smaller=True, unit="ms"),
+        Row("the same over gRPC, beyond the bare run", beyond(sent), reach=1.5, smaller=True, unit="ms"),
+        Row("the same in shared memory, beyond the bare run", beyond(placed), reach=0.5, smaller=True, unit="ms"),
     ]
 
 
@@ -218,7 +308,8 @@ def run(scale: float) -> list[Row]:
     if shutil.which("h2load") is None:
         raise SystemExit("h2load makes the load: apt-get install nghttp2-client")
     with tempfile.TemporaryDirectory() as folder:
-        return in_process(scale) + tiny_net(Path(folder), scale) + large_net(Path(folder), scale)
+        parts = (tiny_net, over_rest, large_net)
+        return in_process(scale) + [row for part in parts for row in part(Path(folder), scale)]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -35,6 +36,7 @@ from outstation.inference.remote import RemoteModels
 from outstation.settings import InferenceSettings
 from outstation.wire.generated import open_inference_pb2 as pb
 from outstation_inference import InferenceProcess
+from support import wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "examples/meter-reading"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -150,7 +152,9 @@ def test_typed_contents_are_answered_with_typed_contents(server, scans):
             "no output 'digits'",
         ),
         (lambda c, x: c.get_model_metadata("other"), "NOT_FOUND", "no model 'other'"),
-        (lambda c, x: c.load_model("other"), "UNIMPLEMENTED", "no method"),
+        (lambda c, x: c.load_model("other"), "NOT_FOUND", "no model 'other'"),
+        (lambda c, x: c.register_cuda_shared_memory("r", b"", 0, 8), "UNIMPLEMENTED", "no method"),
+        (lambda c, x: c.get_trace_settings(), "UNIMPLEMENTED", "no method"),
     ],
 )
 def test_a_wrong_call_is_refused_with_the_protocols_code(server, scans, call, code, words):
@@ -248,6 +252,11 @@ def write_slow(path, steps):
     )
 
 
+def listens(host, port):
+    with socket.socket() as sock:
+        return sock.connect_ex((host, port)) == 0
+
+
 def test_sigterm_answers_every_accepted_call_and_ends_with_0(tmp_path):
     write_slow(tmp_path / "slow.onnx", 200)
     x = np.zeros((256, 256), np.float32)
@@ -260,6 +269,8 @@ def test_sigterm_answers_every_accepted_call_and_ends_with_0(tmp_path):
             pending = [call.future(request.SerializeToString(), 60) for _ in range(12)]
             pending[0].result()  # all are accepted: they came on the one connection before this answer
             server.process.send_signal(signal.SIGTERM)
+            host, port = server.address.split(":")
+            wait_until(lambda: not listens(host, int(port)))  # nobody new is let in
             assert [len(future.result()) > x.nbytes for future in pending] == [True] * 12
         begin = time.monotonic()
         assert server.process.wait(30) == 0

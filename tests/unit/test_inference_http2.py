@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from outstation_inference.hpack import literal
-from outstation_inference.http2 import (
+from outstation_inference.frames import (
     CONTINUATION,
     DATA,
     GOAWAY,
@@ -17,8 +19,9 @@ from outstation_inference.http2 import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
-    Http2,
 )
+from outstation_inference.hpack import literal
+from outstation_inference.http2 import Http2
 
 END_STREAM, END_HEADERS, PADDED = 1, 4, 8
 BLOCK = b"\x83\x86" + literal(":path", "/a.B/C") + literal("content-type", "application/grpc")
@@ -245,3 +248,25 @@ def test_leaving_refuses_new_streams_and_answers_the_open_ones(http):
     assert sent(http)[0] == (RST_STREAM, 0, 3, struct.pack(">I", 7))
     http.answer(stream, b"answer")
     assert len(sent(http)) == 3
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 400), max_size=30), st.lists(st.integers(0, 700), min_size=1, max_size=4), st.data())
+def test_calls_in_whatever_pieces_are_the_same_calls(cuts, sizes, data):
+    sent, whole = bytearray(PREFACE + frame(SETTINGS)), []
+    for number, size in enumerate(sizes):
+        stream, question = 1 + 2 * number, bytes([number + 1]) * size
+        whole += [(stream, question), (stream, None)]
+        body = message(question)
+        edges = sorted({0, len(body), *data.draw(st.lists(st.integers(0, len(body)), max_size=4))})
+        sent += frame(HEADERS, stream, BLOCK, END_HEADERS)
+        for begin, end in pairwise(edges):
+            sent += frame(DATA, stream, body[begin:end], END_STREAM if end == len(body) else 0)
+    http = Http2(max_message_bytes=1000, max_streams=4)
+    got = []
+    for cut in [*cuts, len(sent)]:
+        got += [(one.stream.id, one.data and bytes(one.data)) for one in http.receive(bytes(sent[:cut]))]
+        del sent[:cut]
+    assert [(stream, question or None) for stream, question in got] == [(s, q or None) for s, q in whole]
+    assert not http.closing
+    assert http.held_bytes == len(http.output)

@@ -23,10 +23,11 @@ from support import wait_until
 class Job:
     """A call that remembers what became of it."""
 
-    def __init__(self, x, *, model="m", outputs=(), deadline=None):
+    def __init__(self, x, *, model="m", outputs=(), deadline=None, shared=False):
         self.arrived = time.monotonic()
         self.model_hint = model
         self.size_bytes = 100
+        self.shared = shared
         self.deadline = deadline
         self.cancelled = False
         self.outcome = None
@@ -71,7 +72,7 @@ def rows(*lengths):
 
 
 def runs(service):
-    return service._counts["m"].executions
+    return service._counts["m", "1"].executions
 
 
 BATCHED = {"m": BatchingSettings(max_calls=4)}
@@ -90,7 +91,7 @@ def test_calls_that_came_together_run_together_and_keep_their_rows(scheduled):
     for number, (job, length) in enumerate(zip(jobs, (1, 3, 2, 0, 1), strict=True), 1):
         assert job.outcome.outputs["y"].tolist() == [[2.0 * number] * 4] * length
     assert runs(service) == 2
-    assert service._counts["m"].calls == 5
+    assert service._counts["m", "1"].calls == 5
 
 
 def test_without_the_setting_nothing_runs_together(scheduled):
@@ -128,7 +129,7 @@ def test_a_call_whose_caller_has_gone_or_whose_time_is_up_is_not_computed(schedu
     scheduler.submit([gone, late])
     assert gone.outcome is None
     assert isinstance(late.outcome, DeadlineError)
-    assert "m" not in service._counts
+    assert service._counts == {}
 
 
 def test_what_is_not_known_to_be_quick_goes_to_the_workers_and_those_to_a_bounded_queue(scheduled, monkeypatch):
@@ -152,6 +153,39 @@ def test_what_is_not_known_to_be_quick_goes_to_the_workers_and_those_to_a_bounde
     wait_until(lambda: scheduler.idle)
     assert set(on) == {"outstation-inference-0"}
     assert all(job.outcome.outputs["y"].tolist() == [[2.0] * 4] for job in jobs[:3])
+
+
+def test_tensors_in_shared_memory_and_large_messages_are_not_for_the_thread_that_reads(scheduled, monkeypatch):
+    scheduler, service = scheduled(workers=1)
+    quick(scheduler)
+    on, find = [], service.version_for
+    monkeypatch.setattr(
+        service, "version_for", lambda request: (on.append(threading.current_thread().name), find(request))[1]
+    )
+    large = Job(np.ones((1, 4)))
+    large.size_bytes = 1 << 20
+    for job in (Job(np.ones((1, 4))), Job(np.ones((1, 4)), shared=True), large):
+        scheduler.submit([job])
+        wait_until(lambda: scheduler.idle)
+    assert on == [threading.current_thread().name, "outstation-inference-0", "outstation-inference-0"]
+
+
+def test_calls_that_wait_hold_no_more_than_four_of_the_largest_messages(scheduled, monkeypatch):
+    scheduler, service = scheduled(workers=1, queue=100, max_message_bytes=100)  # a call here has 100 bytes
+    hold = threading.Event()
+    find = service.version_for
+    monkeypatch.setattr(service, "version_for", lambda request: (hold.wait(10), find(request))[1])
+    jobs = [Job(np.ones((1, 4))) for _ in range(8)]
+    scheduler.submit(jobs[:1])
+    wait_until(lambda: not scheduler._queue)
+    scheduler.submit(jobs[1:])
+    assert [isinstance(job.outcome, ProviderUnavailableError) for job in jobs] == [False] * 5 + [True] * 3
+    hold.set()
+    wait_until(lambda: scheduler.idle)
+    again = [Job(np.ones((1, 4))) for _ in range(4)]
+    scheduler.submit(again)
+    wait_until(lambda: all(job.outcome for job in again))
+    assert not any(isinstance(job.outcome, ProviderUnavailableError) for job in again)
 
 
 def test_a_delay_gathers_calls_that_come_one_after_the_other(scheduled):

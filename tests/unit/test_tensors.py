@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from outstation.errors import InvalidInputError, OutstationError, WireError
-from outstation.wire import tensors
-from outstation.wire.datatypes import DTYPES, datatype_of, from_raw, object_array, to_raw
+from outstation.wire import questions
+from outstation.wire.datatypes import DTYPES, datatype_of, from_bf16, from_raw, object_array, to_bf16, to_raw
 from outstation.wire.generated import open_inference_pb2 as pb
+from outstation.wire.shared import SharedTensor, Window, window_of
 from outstation.wire.tensors import InferRequest, InferResponse
 
 FIXED = {name: dtype for name, dtype in DTYPES.items() if name != "BYTES"}
@@ -167,19 +168,79 @@ def test_an_array_that_the_protocol_cannot_name_is_refused():
 
 
 def test_metadata_and_flags_survive_the_wire():
-    model = tensors.ModelMetadata(
+    model = questions.ModelMetadata(
         "m",
         ("1", "2"),
         "onnx",
-        (tensors.TensorMetadata("x", "FP32", (-1, 8)),),
-        (tensors.TensorMetadata("y", "BYTES", ()),),
+        (questions.TensorMetadata("x", "FP32", (-1, 8)),),
+        (questions.TensorMetadata("y", "BYTES", ()),),
     )
     for method, request, response in (
-        (tensors.SERVER_LIVE, None, True),
-        (tensors.SERVER_READY, None, False),
-        (tensors.MODEL_READY, tensors.ModelKey("m", "1"), True),
-        (tensors.SERVER_METADATA, None, tensors.ServerMetadata("s", "1", ("e",))),
-        (tensors.MODEL_METADATA, tensors.ModelKey("m"), model),
+        (questions.SERVER_LIVE, None, True),
+        (questions.SERVER_READY, None, False),
+        (questions.MODEL_READY, questions.ModelKey("m", "1"), True),
+        (questions.SERVER_METADATA, None, questions.ServerMetadata("s", "1", ("e",))),
+        (questions.MODEL_METADATA, questions.ModelKey("m"), model),
     ):
         assert method.request.decode(method.request.encode(request)) == request
         assert method.response.decode(method.response.encode(response)) == response
+
+
+def test_bf16_is_fp32_rounded_to_its_upper_half():
+    exact = np.array([[0.0, -1.5], [np.inf, -np.inf]], np.float32)
+    assert np.array_equal(from_bf16(to_bf16(exact)), exact)
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F818001], np.uint32).view(np.float32)
+    assert to_bf16(ties).view(np.uint16).tolist() == [0x3F80, 0x3F82, 0x3F82]
+    assert np.isnan(from_bf16(to_bf16(np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)))).all()
+    for shape in ((), (0, 2), (2, 1, 2)):
+        assert from_bf16(to_bf16(np.ones(shape, np.float32))).shape == shape
+
+
+def test_tensors_in_shared_memory_are_named_and_not_sent_each_time():
+    x, window = np.ones((2, 2), np.float32), Window("r", 8, 16)
+    for inputs in ({}, {"x": x}):
+        for raw in (True, False):
+            shared = {"s": SharedTensor("FP32", (2, 2), window)}
+            request = InferRequest("m", inputs, "1", outputs=("y", "z"), raw=raw, shared=shared, into={"z": window})
+            for _ in range(3):  # the first is parsed, the others may be known
+                arrived = InferRequest.unpack(request.pack())
+                assert (arrived.shared, arrived.into, arrived.outputs) == (shared, {"z": window}, ("y", "z"))
+                assert list(arrived.inputs) == list(inputs)
+                assert all(same(arrived.inputs[name], array) for name, array in inputs.items())
+
+
+def test_outputs_in_shared_memory_leave_the_others_in_their_places():
+    outputs = {"a": np.ones(2, np.float32), "b": np.ones(3, np.float32), "c": np.ones(4, np.float32)}
+    for raw in (True, False):
+        packed = InferResponse("m", "1", outputs, "", raw, {"b": Window("r", 0, 12)}).pack()
+        message = pb.ModelInferResponse.FromString(packed)
+        assert dict(message.outputs[1].parameters)["shared_memory_byte_size"].int64_param == 12
+        assert [len(part) for part in message.raw_output_contents] == ([8, 0, 16] if raw else [])
+        assert list(message.outputs[2].contents.fp32_contents) == ([] if raw else [1.0] * 4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"shared_memory_byte_size": 4}, "but no shared_memory_region"),
+        ({"shared_memory_region": "", "shared_memory_byte_size": 4}, "that is no name"),
+        ({"shared_memory_region": 4, "shared_memory_byte_size": 4}, "that is no name"),
+        ({"shared_memory_region": "r"}, "shared_memory_byte_size None"),
+        ({"shared_memory_region": "r", "shared_memory_byte_size": -1}, "shared_memory_byte_size -1"),
+        ({"shared_memory_region": "r", "shared_memory_byte_size": "4"}, "shared_memory_byte_size '4'"),
+        ({"shared_memory_region": "r", "shared_memory_byte_size": 4, "shared_memory_offset": 1 << 63}, "_offset"),
+        ({"shared_memory_region": "r", "shared_memory_byte_size": True}, "shared_memory_byte_size True"),
+    ],
+)
+def test_places_in_shared_memory_that_cannot_be_are_refused(parameters, words):
+    with pytest.raises(InvalidInputError) as caught:
+        window_of(parameters, "Input 'x'")
+    assert words in str(caught.value)
+
+
+def test_a_tensor_in_shared_memory_with_contents_is_refused():
+    message = typed("FP32", [1], fp32_contents=[1])
+    message.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    message.inputs[0].parameters["shared_memory_byte_size"].int64_param = 4
+    with pytest.raises(InvalidInputError, match="has contents and lies in shared memory"):
+        InferRequest.unpack(message.SerializeToString())

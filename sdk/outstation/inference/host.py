@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +57,14 @@ class Models(Protocol):
         """By model: how the version in the shadow of that one has done since it began to."""
         ...
 
+    def load(self, name: str, timeout: float) -> None:
+        """Let *name* answer again, if it was unloaded or could not be loaded; until it does. Raises as :meth:`get`."""
+        ...
+
+    def unload(self, name: str, timeout: float) -> None:
+        """Let *name* answer no more until it is loaded again, and free its memory. ModelNotFoundError."""
+        ...
+
     @property
     def settled(self) -> bool:
         """Whether every model that should answer was loaded, or found to be impossible to load."""
@@ -66,12 +75,14 @@ class Models(Protocol):
 
 @dataclass(slots=True)
 class _Entry:
-    """One model that was asked for. Changed by the host's thread alone, with the lock held."""
+    """One model that was asked for. Changed by the host's thread alone, but for two wishes; with the lock held."""
 
     model: Model
     shadow: Shadow
     folder: Path | None = None  # of the version that answers
     seen: bool = False  # the store was asked at least once
+    asked: bool = False  # a wish: the store is to be asked again, and somebody waits for it
+    unloaded: bool = False  # a wish: it is not to answer here, whatever the store says
     failed: Path | None = None  # of the version that could not be loaded; not tried again
     failed_version: str = ""
     error: OutstationError | None = None
@@ -134,12 +145,37 @@ class ModelHost:
             return entry
         if entry.error is not None:
             raise entry.error
+        if entry.unloaded:
+            raise ModelNotReadyError(f"{name!r} was unloaded here.", hint="Load it again.")
         known = ", ".join(self.names()) or "none"
         raise ModelNotReadyError(f"No version of {name!r} answers on this device (answering: {known}).")
 
     def names(self) -> tuple[str, ...]:
         """The models of the store for which a version may answer, loaded or not, sorted."""
         return tuple(name for name in self._store.names() if self._store.answering(name) is not None)
+
+    def load(self, name: str, timeout: float) -> None:
+        """See :meth:`Models.load`. Which version answers, the store decides."""
+        entry = self._asked_again(name, timeout, unloaded=False)
+        error = entry.error
+        if error is not None:
+            raise error  # also when the version before goes on answering
+        self.get(name, 0.0)
+
+    def unload(self, name: str, timeout: float) -> None:
+        """See :meth:`Models.unload`. The store is not touched, and no call is counted as failed."""
+        self._asked_again(name, timeout, unloaded=True)
+
+    def _asked_again(self, name: str, timeout: float, *, unloaded: bool) -> _Entry:
+        checked_name(MODEL_NAME, name, "model")
+        if name not in self._store.names():
+            raise ModelNotFoundError(f"No model {name!r} is known on this device.")
+        with self._changed:
+            entry = self._entries.setdefault(name, self._entry(name))
+            entry.unloaded, entry.asked = unloaded, True
+            self._wake.set()
+            self._changed.wait_for(lambda: not entry.asked or self._closed, timeout)
+            return entry
 
     def health(self, name: str) -> Health:
         """Calls and errors of the version that should answer, since it began to; ModelNotReadyError without one."""
@@ -220,12 +256,12 @@ class ModelHost:
         return _Entry(Model(name, None, self._deadlines), Shadow(self._options, self._tolerance, self._deadlines))
 
     def _follow_one(self, name: str, entry: _Entry) -> None:
-        installed = self._store.answering(name)
+        installed = None if entry.unloaded else self._store.answering(name)
         if installed is None:
             self._settle(entry, None, None)
         elif installed.folder == entry.folder:
             self._settle(entry, entry.folder, entry.model.current)
-        elif installed.folder != entry.failed:
+        elif installed.folder != entry.failed or entry.asked:
             self._load(entry, installed)
 
     def _load(self, entry: _Entry, installed: InstalledModel) -> None:
@@ -240,6 +276,7 @@ class ModelHost:
             with self._changed:
                 entry.seen = True
                 entry.failed, entry.failed_version, entry.error = installed.folder, installed.version, exc
+                entry.asked = False
                 self._changed.notify_all()
             return
         if self._captures is not None:
@@ -254,6 +291,8 @@ class ModelHost:
         with self._changed:
             entry.seen = True
             entry.folder, entry.failed, entry.failed_version, entry.error = folder, None, "", None
+            # A version that came while it was being unloaded goes again with the next look at the store.
+            entry.asked = entry.asked and entry.unloaded and version is not None
             entry.model.answer_with(version)
             self._changed.notify_all()
 
@@ -268,10 +307,12 @@ class ModelHost:
 
 
 class FixedModels:
-    """Models that are there from the start and never change: what serves a bare file."""
+    """Models that are there from the start and have one version: what serves a bare file."""
 
-    def __init__(self, models: tuple[Model, ...]) -> None:
+    def __init__(self, models: tuple[Model, ...], read: Callable[[str], Version] | None = None) -> None:
+        """*read* makes the version of a model by its name anew, for :meth:`load`; without it nothing is loaded."""
         self._models = {model.name: model for model in models}
+        self._read = read
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._models))
@@ -284,11 +325,20 @@ class FixedModels:
             )
         return model
 
+    def load(self, name: str, timeout: float) -> None:
+        model = self.get(name)
+        if not model.ready and self._read is not None:
+            model.answer_with(self._read(name))
+        model.current  # noqa: B018 - raises while none may answer
+
+    def unload(self, name: str, timeout: float) -> None:
+        self.get(name).answer_with(None)
+
     def health(self, name: str) -> Health:
         return self.get(name).health
 
     def healths(self) -> dict[str, Health]:
-        return {name: model.health for name, model in self._models.items()}
+        return {name: model.health for name, model in self._models.items() if model.ready}
 
     def shadows(self) -> dict[str, Health]:
         return {}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from outstation.errors import (
     DeadlineError,
@@ -18,6 +22,7 @@ from outstation.inference.runtime import RuntimeOptions, Stop, chosen_accelerato
 from outstation.models.manifest import ANY, TensorSpec
 from outstation.ort import load_onnxruntime
 from outstation.types import Placement
+from outstation.wire.datatypes import BF16
 
 onnxruntime = load_onnxruntime("Running an ONNX model")
 ort_errors = onnxruntime.capi.onnxruntime_pybind11_state
@@ -42,11 +47,13 @@ _DATATYPES = {
     "tensor(int16)": "INT16",
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
+    "tensor(bfloat16)": "BF16",
     "tensor(float16)": "FP16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+_ONNX_BF16 = 16  # TensorProto.BFLOAT16
 # ONNX Runtime prints what it also raises; 4 = only what ends the process.
 _FATAL = 4
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -82,10 +89,20 @@ class OnnxSession:
         self.placement = placement
         self.inputs = _specs("input", session.get_inputs(), path)
         self.outputs = _specs("output", session.get_outputs(), path)
+        # numpy has no BF16, so that ONNX Runtime cannot take or give such arrays itself.
+        self._by_value = any(spec.datatype == "BF16" for spec in (*self.inputs, *self.outputs))
+        if self._by_value and any(spec.datatype == "BYTES" for spec in self.inputs):
+            raise ModelLoadError(
+                f"{path} takes text and has tensors of BF16; ONNX Runtime's Python cannot carry both.",
+                hint="Add a Cast to or from FP32 to the model.",
+            )
 
     def run(self, names: Sequence[str], feed: Mapping[str, Any], stop: Stop | None = None) -> list[Any]:
+        options = stop.options if isinstance(stop, OnnxStop) else None
         try:
-            outputs: list[Any] = self._session.run(names, feed, stop.options if isinstance(stop, OnnxStop) else None)
+            if self._by_value:
+                return _run_by_value(self._session, names, feed, options)
+            outputs: list[Any] = self._session.run(names, feed, options)
         except ort_errors.InvalidArgument as exc:
             raise InvalidInputError(f"The model refuses these inputs: {_said(exc)}") from exc
         except Exception as exc:  # whatever a kernel throws; ONNX Runtime has no base class of its errors
@@ -109,6 +126,28 @@ class OnnxStop:
 
     def set(self) -> None:
         self.options.terminate = True
+
+
+def _run_by_value(session: Any, names: Sequence[str], feed: Mapping[str, Any], options: Any) -> list[Any]:
+    """Run with ONNX Runtime's own tensors; they share the memory of *feed*, which must live until it returns."""
+    values = {}
+    for name, array in feed.items():
+        if array.dtype == BF16:
+            bits = np.ascontiguousarray(array).view(np.uint16).reshape(array.shape)
+            values[name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BF16)
+        else:
+            values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    return [_array_of(value) for value in session.run_with_ort_values(names, values, options)]
+
+
+def _array_of(value: Any) -> Any:
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    shape = value.shape()
+    size = math.prod(shape) * BF16.itemsize
+    # Outputs of a run by value lie in the processor's memory, wherever they were computed.
+    data = ctypes.string_at(value.data_ptr(), size) if size else b""
+    return np.frombuffer(data, BF16).reshape(shape)
 
 
 def _session_options(options: RuntimeOptions) -> Any:

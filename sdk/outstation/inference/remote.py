@@ -22,15 +22,8 @@ from outstation.inference.model import Result
 from outstation.models.manifest import TensorSpec
 from outstation.wire.client import Client
 from outstation.wire.datatypes import Array, object_array
-from outstation.wire.tensors import (
-    MODEL_INFER,
-    MODEL_METADATA,
-    MODEL_READY,
-    InferRequest,
-    ModelKey,
-    ModelMetadata,
-    TensorMetadata,
-)
+from outstation.wire.questions import MODEL_METADATA, MODEL_READY, ModelKey, ModelMetadata, TensorMetadata
+from outstation.wire.tensors import MODEL_INFER, InferRequest
 
 T = TypeVar("T")
 

@@ -2,7 +2,8 @@
 
 A tensor's bytes are its elements in row-major order, little-endian. ``BYTES`` elements have each a 4-byte
 little-endian length in front; in numpy they are an object array whose elements are ``bytes`` (or ``str``, which
-counts as its UTF-8). Everything here is pure and thread-safe; what does not fit together is an InvalidInputError.
+counts as its UTF-8). ``BF16``, which numpy lacks, is an array of :data:`BF16`; :func:`to_bf16` and :func:`from_bf16`
+make it of FP32 and back. Everything here is pure and thread-safe; what does not fit together is an InvalidInputError.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from outstation.errors import InvalidInputError
 
 Array = npt.NDArray[Any]
 
+# One element of BF16: the upper half of an FP32, as a dtype that is no other type's.
+BF16 = np.dtype([("bf16", "<u2")])
+
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -29,6 +33,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "INT16": np.dtype(np.int16),
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
+    "BF16": BF16,
     "FP16": np.dtype(np.float16),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
@@ -83,6 +88,20 @@ def to_raw(array: Array) -> bytes:
     if array.dtype.kind in "OSU":
         return b"".join(_prefixed(element) for element in array.ravel().tolist())
     return array.tobytes()
+
+
+def to_bf16(array: Array) -> Array:
+    """*array* of FP32 as BF16, rounded to the nearest, ties to even. Infinities and NaN stay what they are."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    upper = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16  # wraps for some NaN, which are set below
+    upper = np.where(np.isnan(array), bits >> 16 | 0x40, upper)
+    return upper.astype(np.uint16).view(BF16).reshape(array.shape)
+
+
+def from_bf16(array: Array) -> Array:
+    """*array* of BF16 as FP32; exact."""
+    bits = np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16
+    return bits.view(np.float32).reshape(array.shape)
 
 
 def as_bytes(element: Any) -> bytes:

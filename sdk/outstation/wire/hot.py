@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from outstation.wire.datatypes import DTYPES, Array
+from outstation.wire.shared import Window
 
 Head = TypeVar("Head")
 
@@ -26,6 +27,8 @@ ID_TAG = b"\x1a"  # ModelInferResponse.id = 3
 # Message lengths, and beginnings of one length, that are remembered. Clients of one model send one or two of each.
 _MAX_LENGTHS = 64
 _MAX_ALIKE = 4
+# Of a request that names places in shared memory and brings nothing; a dozen of them are shorter.
+_MAX_REPEATED_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +49,14 @@ class Beginnings(Generic[Head]):
     def __init__(self) -> None:
         self._known: dict[int, tuple[tuple[bytes, Head, tuple[_Place, ...]], ...]] = {}
 
-    def find(self, data: bytes) -> tuple[Head, dict[str, Array]] | None:
+    def find(self, data: bytes | bytearray) -> tuple[Head, dict[str, Array]] | None:
         """What was learned with this beginning, and the tensors of *data*; None when it is new."""
         for prefix, head, places in self._known.get(len(data), ()):
             if data.startswith(prefix) and all(data.startswith(p.header, p.at - len(p.header)) for p in places[1:]):
                 return head, {p.name: np.frombuffer(data, p.dtype, p.count, p.at).reshape(p.shape) for p in places}
         return None
 
-    def learn(self, data: bytes, head: Head, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
+    def learn(self, data: bytes | bytearray, head: Head, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
         """Remember the beginning of *data*, whose *tensors* (name, datatype, shape) all came raw, in that order.
 
         Nothing is learned when they do not lie at the end of *data* one behind the other, or have no fixed size.
@@ -76,30 +79,55 @@ class Beginnings(Generic[Head]):
         if len(self._known) >= _MAX_LENGTHS:
             self._known.clear()
         alike = self._known.get(len(data), ())[-_MAX_ALIKE + 1 :]
-        self._known[len(data)] = (*alike, (data[: places[0].at], head, tuple(places)))
+        self._known[len(data)] = (*alike, (bytes(data[: places[0].at]), head, tuple(places)))
+
+
+class Repeats(Generic[Head]):
+    """Whole requests that were read before: one whose tensors lie in shared memory is the same each time. As above."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+
+    def find(self, data: bytes | bytearray) -> Head | None:
+        """What was learned of *data*."""
+        return self._known.get(bytes(data)) if len(data) <= _MAX_REPEATED_BYTES else None
+
+    def learn(self, data: bytes | bytearray, head: Head) -> None:
+        """Remember *head*, which must be immutable, unless *data* is long."""
+        if len(data) <= _MAX_REPEATED_BYTES:
+            if len(self._known) >= _MAX_LENGTHS:
+                self._known.clear()
+            self._known[bytes(data)] = head
 
 
 class Answers:
     """Beginnings of responses by what they say. Thread-safe, as above."""
 
-    def __init__(self, make: Callable[[str, str, Mapping[str, Array]], bytes]) -> None:
+    def __init__(self, make: Callable[[str, str, Mapping[str, Array], Mapping[str, Window]], bytes]) -> None:
         """*make* writes all but id and elements, for a model, a version and arrays of the wanted types and shapes."""
         self._make = make
         self._known: dict[tuple[object, ...], bytes] = {}
 
-    def pack(self, model: str, version: str, request_id: str, outputs: Mapping[str, Array]) -> bytes:
-        """The response with *outputs*, none of which may be BYTES, as raw contents."""
-        key = (model, version, *((name, array.dtype, array.shape) for name, array in outputs.items()))
+    def pack(
+        self, model: str, version: str, request_id: str, outputs: Mapping[str, Array], into: Mapping[str, Window]
+    ) -> bytes:
+        """The response with *outputs*, none of them BYTES, as raw contents; those named in *into* lie there."""
+        key: tuple[object, ...] = (model, version, *((name, a.dtype, a.shape) for name, a in outputs.items()))
+        if into:
+            key += (tuple(into.items()),)
         beginning = self._known.get(key)
         if beginning is None:
             if len(self._known) >= _MAX_LENGTHS:
                 self._known.clear()
-            beginning = self._known[key] = self._make(model, version, outputs)
+            beginning = self._known[key] = self._make(model, version, outputs, into)
         parts = [beginning]
         if request_id:
             text = request_id.encode()
             parts += (ID_TAG, varint(len(text)), text)
-        for array in outputs.values():
+        for name, array in outputs.items():
+            if name in into:
+                parts += (RAW_OUTPUT_TAG, b"\0")  # clients find the others by their place
+                continue
             parts += (RAW_OUTPUT_TAG, varint(array.nbytes), array.tobytes())
         return b"".join(parts)
 

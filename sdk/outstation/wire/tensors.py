@@ -1,4 +1,4 @@
-"""The messages of the Open Inference Protocol as values of ours: the only file that names their generated classes.
+"""The calls of the Open Inference Protocol as values of ours; what else it asks is in ``questions.py``.
 
 Requests and responses carry tensors as numpy arrays; how a tensor travelled (``raw`` bytes, or typed contents) is
 kept, so that an answer travels as its question did. Pure and thread-safe. Bytes that are no message are a WireError,
@@ -7,9 +7,9 @@ a message that contradicts itself is an InvalidInputError.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -27,15 +27,19 @@ from outstation.wire.datatypes import (
     to_raw,
 )
 from outstation.wire.generated import open_inference_pb2 as pb
-from outstation.wire.hot import Answers, Beginnings
+from outstation.wire.hot import Answers, Beginnings, Repeats
 from outstation.wire.method import Codec, Method
+from outstation.wire.shared import SharedTensor, Window, window_of
 
 SERVICE = "inference.GRPCInferenceService"
 
-T = TypeVar("T")
 Parameter = bool | int | str | float
 
-# The field of InferTensorContents for each datatype; FP16 has none and travels raw.
+# How a client of streams asks whether an answer is the last one to its call, and how it is told.
+ASKS_FOR_FINAL, _FINAL = "triton_enable_empty_final_response", "triton_final_response"
+# Datatypes without a field of InferTensorContents; they travel raw.
+_RAW_ONLY = ("BF16", "FP16")
+# The field of InferTensorContents for each other one.
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -54,7 +58,11 @@ _CONTENTS = {
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """One call. ``version`` "" = the one that answers; ``outputs`` empty = all of them."""
+    """One call. ``version`` "" = the one that answers; ``outputs`` empty = all of them.
+
+    Inputs whose bytes lie in shared memory are in ``shared`` and not in ``inputs``; outputs that are wanted there are
+    in ``into``.
+    """
 
     model: str
     inputs: Mapping[str, Array]
@@ -63,33 +71,43 @@ class InferRequest:
     outputs: tuple[str, ...] = ()
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     raw: bool = True
+    shared: Mapping[str, SharedTensor] = field(default_factory=dict)
+    into: Mapping[str, Window] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         message = pb.ModelInferRequest(model_name=self.model, model_version=self.version, id=self.id)
         for name in self.outputs:
-            message.outputs.add(name=name)
+            output = message.outputs.add(name=name)
+            if name in self.into:
+                _set_parameters(output.parameters, self.into[name].parameters)
         _set_parameters(message.parameters, self.parameters)
-        raw = self.raw or any(array.dtype == np.float16 for array in self.inputs.values())
+        raw = self.raw or _needs_raw(self.inputs)
         for name, array in self.inputs.items():
             _put(message.inputs.add(), name, array, message.raw_input_contents if raw else None)
+        for name, tensor in self.shared.items():
+            row = message.inputs.add(name=name, datatype=tensor.datatype, shape=tensor.shape)
+            _set_parameters(row.parameters, tensor.window.parameters)
         return message.SerializeToString()
 
+    def brought(self, inputs: Mapping[str, Array]) -> InferRequest:
+        """The same call with the *inputs* that lay in shared memory."""
+        inputs = {**self.inputs, **inputs}
+        return InferRequest(
+            self.model, inputs, self.version, self.id, self.outputs, self.parameters, self.raw, into=self.into
+        )
+
     @classmethod
-    def unpack(cls, data: bytes) -> InferRequest:
+    def unpack(cls, data: bytes | bytearray) -> InferRequest:
         found = _BEGINNINGS.find(data)
         if found is not None:
             head, tensors = found
             return cls(head.model, tensors, head.version, "", head.outputs, head.parameters)
-        message = _parsed(pb.ModelInferRequest, data)
+        known = _REPEATS.find(data)
+        if known is not None:
+            return known
+        message = parsed(pb.ModelInferRequest, data)
         raw = message.raw_input_contents
-        if raw and len(raw) != len(message.inputs):
-            raise InvalidInputError(f"{len(raw)} raw contents came for {len(message.inputs)} inputs.")
-        inputs = {
-            tensor.name: _taken(tensor, f"Input {tensor.name!r}", raw[at] if raw else None)
-            for at, tensor in enumerate(message.inputs)
-        }
-        if len(inputs) != len(message.inputs):
-            raise InvalidInputError("Two inputs have the same name.")
+        inputs, shared = _inputs(message)
         request = cls(
             message.model_name,
             inputs,
@@ -97,27 +115,32 @@ class InferRequest:
             message.id,
             tuple(output.name for output in message.outputs),
             _parameters(message.parameters),
-            raw=bool(raw) or not message.inputs,
+            raw=bool(raw) or not inputs,
+            shared=shared,
+            into=_wanted(message.outputs),
         )
-        if raw and not message.id:  # one with an id has a beginning of its own each time
+        if raw and not message.id and not shared:  # one with an id has a beginning of its own each time
             kinds = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs]
             _BEGINNINGS.learn(data, replace(request, inputs={}), kinds)
+        elif shared and not inputs and not message.id:
+            _REPEATS.learn(data, request)
         return request
 
 
 @dataclass(frozen=True, slots=True)
 class InferResponse:
-    """The answer of ``model`` in ``version``."""
+    """The answer of ``model`` in ``version``. The bytes of outputs in ``into`` lie there and do not travel."""
 
     model: str
     version: str
     outputs: Mapping[str, Array]
     id: str = ""
     raw: bool = True
+    into: Mapping[str, Window] = field(default_factory=dict)
 
     def pack(self) -> bytes:
-        if self.raw and all(array.dtype.kind in "biuf" for array in self.outputs.values()):
-            return _ANSWERS.pack(self.model, self.version, self.id, self.outputs)
+        if self.raw and all(array.dtype.kind in "biufV" for array in self.outputs.values()):
+            return _ANSWERS.pack(self.model, self.version, self.id, self.outputs, self.into)
         message = pb.ModelInferResponse()
         self.put(message)
         return message.SerializeToString()
@@ -125,13 +148,20 @@ class InferResponse:
     def put(self, message: Any) -> None:
         """Write it into the generated *message*."""
         message.model_name, message.model_version, message.id = self.model, self.version, self.id
-        raw = self.raw or any(array.dtype == np.float16 for array in self.outputs.values())
+        raw = self.raw or _needs_raw(self.outputs)
         for name, array in self.outputs.items():
-            _put(message.outputs.add(), name, array, message.raw_output_contents if raw else None)
+            row = message.outputs.add()
+            if name not in self.into:
+                _put(row, name, array, message.raw_output_contents if raw else None)
+                continue
+            _describe(row, name, array)
+            _set_parameters(row.parameters, self.into[name].parameters)
+            if raw:
+                message.raw_output_contents.append(b"")  # clients find the others by their place
 
     @classmethod
-    def unpack(cls, data: bytes) -> InferResponse:
-        message = _parsed(pb.ModelInferResponse, data)
+    def unpack(cls, data: bytes | bytearray) -> InferResponse:
+        message = parsed(pb.ModelInferResponse, data)
         raw = message.raw_output_contents
         if raw and len(raw) != len(message.outputs):
             raise InvalidInputError(f"{len(raw)} raw contents came for {len(message.outputs)} outputs.")
@@ -144,224 +174,104 @@ class InferResponse:
 
 @dataclass(frozen=True, slots=True)
 class StreamAnswer:
-    """One answer of a stream of calls: a response, or why there is none."""
+    """One answer of a stream of calls: a response, or why there is none to the call ``id``.
+
+    ``final`` is told to clients that ask whether more answers to the same call will come.
+    """
 
     response: InferResponse | None
     error: str = ""
+    id: str = ""
+    final: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ModelKey:
-    """Which model a question is about; ``version`` "" = any."""
-
-    name: str
-    version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorMetadata:
-    """One input or output; -1 in ``shape`` is any size."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelMetadata:
-    """What a server tells of a model."""
-
-    name: str
-    versions: tuple[str, ...]
-    platform: str
-    inputs: tuple[TensorMetadata, ...]
-    outputs: tuple[TensorMetadata, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerMetadata:
-    """What a server tells of itself."""
-
-    name: str
-    version: str
-    extensions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatistics:
-    """What a model has done since the server started; durations are the sums of their calls, in nanoseconds."""
-
-    name: str
-    version: str
-    calls: int = 0  # answered
-    executions: int = 0  # runs of the model; fewer than calls where these were batched
-    errors: int = 0
-    last_unix_nano: int = 0
-    queue_nano: int = 0
-    compute_nano: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class IndexedModel:
-    """One model that the server knows."""
-
-    name: str
-    version: str
-    state: str
-    reason: str = ""
-
-
-def _beginning(model: str, version: str, outputs: Mapping[str, Array]) -> bytes:
+def _beginning(model: str, version: str, outputs: Mapping[str, Array], into: Mapping[str, Window]) -> bytes:
     """A response but for its id and its elements."""
     message = pb.ModelInferResponse(model_name=model, model_version=version)
     for name, array in outputs.items():
-        _describe(message.outputs.add(), name, array)
+        row = message.outputs.add()
+        _describe(row, name, array)
+        if name in into:
+            _set_parameters(row.parameters, into[name].parameters)
     return message.SerializeToString()
 
 
 _BEGINNINGS: Beginnings[InferRequest] = Beginnings()
+_REPEATS: Repeats[InferRequest] = Repeats()
 _ANSWERS = Answers(_beginning)
 
 
-def _codec(pack: Callable[[T], Any], message: Any, unpack: Callable[[Any], T]) -> Codec[T]:
-    return Codec(lambda value: pack(value).SerializeToString(), lambda data: unpack(_parsed(message, data)))
-
-
-def _pack_stream_answer(answer: StreamAnswer) -> Any:
+def _pack_stream_answer(answer: StreamAnswer) -> bytes:
     message = pb.ModelStreamInferResponse(error_message=answer.error)
     if answer.response is not None:
         answer.response.put(message.infer_response)
-    return message
+    elif answer.id:
+        message.infer_response.id = answer.id
+    if answer.final:
+        message.infer_response.parameters[_FINAL].bool_param = True
+    return message.SerializeToString()
 
 
-def _pack_config(m: ModelMetadata) -> Any:
-    config = pb.ModelConfig(name=m.name, platform=m.platform, backend=m.platform.partition("_")[0])
-    for rows, tensors in ((config.input, m.inputs), (config.output, m.outputs)):
-        for tensor in tensors:
-            kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
-            rows.add(name=tensor.name, data_type=getattr(pb, f"TYPE_{kind}"), dims=tensor.shape)
-    return pb.ModelConfigResponse(config=config)
+def _unread(data: bytes) -> StreamAnswer:
+    raise WireError(f"These {len(data)} bytes are of an extension that is only served.")
 
 
-def _pack_statistics(models: tuple[ModelStatistics, ...]) -> Any:
-    message = pb.ModelStatisticsResponse()
-    for m in models:
-        row = message.model_stats.add(
-            name=m.name,
-            version=m.version,
-            last_inference=m.last_unix_nano // 1_000_000,
-            inference_count=m.calls,
-            execution_count=m.executions,
-        )
-        stats = row.inference_stats
-        stats.success.count, stats.success.ns = m.calls, m.queue_nano + m.compute_nano
-        stats.fail.count = m.errors
-        stats.queue.count, stats.queue.ns = m.calls, m.queue_nano
-        stats.compute_infer.count, stats.compute_infer.ns = m.calls, m.compute_nano
-        stats.compute_input.count = stats.compute_output.count = m.calls
-    return message
-
-
-def _pack_index(models: tuple[IndexedModel, ...]) -> Any:
-    message = pb.RepositoryIndexResponse()
-    for m in models:
-        message.models.add(name=m.name, version=m.version, state=m.state, reason=m.reason)
-    return message
-
-
-def _written(pack: Callable[[T], Any]) -> Codec[T]:
-    def unread(data: bytes) -> T:
-        raise WireError(f"These {len(data)} bytes are of an extension that is only served.")
-
-    return Codec(lambda value: pack(value).SerializeToString(), unread)
-
-
-def _tensors(rows: Any) -> tuple[TensorMetadata, ...]:
-    return tuple(TensorMetadata(row.name, row.datatype, tuple(row.shape)) for row in rows)
-
-
-def _pack_model_metadata(m: ModelMetadata) -> Any:
-    message = pb.ModelMetadataResponse(name=m.name, versions=m.versions, platform=m.platform)
-    for rows, tensors in ((message.inputs, m.inputs), (message.outputs, m.outputs)):
-        for tensor in tensors:
-            rows.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-    return message
-
-
-def _unpack_model_metadata(m: Any) -> ModelMetadata:
-    return ModelMetadata(m.name, tuple(m.versions), m.platform, _tensors(m.inputs), _tensors(m.outputs))
-
-
-def _flag(message: Any, name: str) -> Codec[bool]:
-    return _codec(lambda value: message(**{name: value}), message, lambda m: bool(getattr(m, name)))
-
-
-def _empty(message: Any) -> Codec[None]:
-    return _codec(lambda _: message(), message, lambda _: None)
-
-
-def _key(message: Any) -> Codec[ModelKey]:
-    return _codec(
-        lambda key: message(name=key.name, version=key.version), message, lambda m: ModelKey(m.name, m.version)
-    )
-
-
-def _path(method: str) -> str:
-    return f"/{SERVICE}/{method}"
-
-
-SERVER_LIVE: Method[None, bool] = Method(
-    _path("ServerLive"), _empty(pb.ServerLiveRequest), _flag(pb.ServerLiveResponse, "live")
-)
-SERVER_READY: Method[None, bool] = Method(
-    _path("ServerReady"), _empty(pb.ServerReadyRequest), _flag(pb.ServerReadyResponse, "ready")
-)
-MODEL_READY: Method[ModelKey, bool] = Method(
-    _path("ModelReady"), _key(pb.ModelReadyRequest), _flag(pb.ModelReadyResponse, "ready")
-)
-SERVER_METADATA: Method[None, ServerMetadata] = Method(
-    _path("ServerMetadata"),
-    _empty(pb.ServerMetadataRequest),
-    _codec(
-        lambda m: pb.ServerMetadataResponse(name=m.name, version=m.version, extensions=m.extensions),
-        pb.ServerMetadataResponse,
-        lambda m: ServerMetadata(m.name, m.version, tuple(m.extensions)),
-    ),
-)
-MODEL_METADATA: Method[ModelKey, ModelMetadata] = Method(
-    _path("ModelMetadata"),
-    _key(pb.ModelMetadataRequest),
-    _codec(_pack_model_metadata, pb.ModelMetadataResponse, _unpack_model_metadata),
-)
 MODEL_INFER: Method[InferRequest, InferResponse] = Method(
-    _path("ModelInfer"),
+    f"/{SERVICE}/ModelInfer",
     Codec(InferRequest.pack, InferRequest.unpack),
     Codec(InferResponse.pack, InferResponse.unpack),
 )
-# Of the extensions we are a server only, so their answers are written and never read.
-MODEL_CONFIG: Method[ModelKey, ModelMetadata] = Method(
-    _path("ModelConfig"), _key(pb.ModelConfigRequest), _written(_pack_config)
-)
-MODEL_STATISTICS: Method[ModelKey, tuple[ModelStatistics, ...]] = Method(
-    _path("ModelStatistics"), _key(pb.ModelStatisticsRequest), _written(_pack_statistics)
-)
-REPOSITORY_INDEX: Method[None, tuple[IndexedModel, ...]] = Method(
-    _path("RepositoryIndex"), _empty(pb.RepositoryIndexRequest), _written(_pack_index)
-)
 MODEL_STREAM_INFER: Method[InferRequest, StreamAnswer] = Method(
-    _path("ModelStreamInfer"),
+    f"/{SERVICE}/ModelStreamInfer",
     MODEL_INFER.request,
-    _written(_pack_stream_answer),
+    Codec(_pack_stream_answer, _unread),
     streams_requests=True,
     streams_responses=True,
 )
 
 
-def _parsed(message: Any, data: bytes) -> Any:
+def parsed(message: Any, data: bytes | bytearray) -> Any:
+    """*data* as the generated class *message*; WireError when it is none."""
     try:
         return message.FromString(data)
     except DecodeError as exc:
         raise WireError(f"These bytes are no {message.DESCRIPTOR.name}: {exc}.") from exc
+
+
+def _inputs(message: Any) -> tuple[dict[str, Array], dict[str, SharedTensor]]:
+    """The inputs of a request: those that it brings, and those that lie in shared memory."""
+    windows = [_window(tensor, "Input") for tensor in message.inputs]
+    raw, brought = message.raw_input_contents, windows.count(None)
+    if raw and len(raw) != brought:
+        raise InvalidInputError(f"{len(raw)} raw contents came for {brought} inputs.")
+    contents = iter(raw)
+    inputs: dict[str, Array] = {}
+    shared: dict[str, SharedTensor] = {}
+    for tensor, window in zip(message.inputs, windows, strict=True):
+        if window is None:
+            inputs[tensor.name] = _taken(tensor, f"Input {tensor.name!r}", next(contents, None))
+        elif tensor.contents.ListFields():
+            raise InvalidInputError(
+                f"Input {tensor.name!r} has contents and lies in shared memory; it can be one only."
+            )
+        else:
+            shared[tensor.name] = SharedTensor(tensor.datatype, tuple(tensor.shape), window)
+    if len({*inputs, *shared}) != len(message.inputs):
+        raise InvalidInputError("Two inputs have the same name.")
+    return inputs, shared
+
+
+def _window(tensor: Any, kind: str) -> Window | None:
+    return window_of(_parameters(tensor.parameters), f"{kind} {tensor.name!r}") if tensor.parameters else None
+
+
+def _wanted(outputs: Any) -> dict[str, Window]:
+    windows = {output.name: _window(output, "Output") for output in outputs}
+    return {name: window for name, window in windows.items() if window is not None}
+
+
+def _needs_raw(tensors: Mapping[str, Array]) -> bool:
+    return any(datatype_of(array) in _RAW_ONLY for array in tensors.values())
 
 
 def _put(tensor: Any, name: str, array: Array, raw: Any) -> None:
@@ -399,7 +309,7 @@ def _typed(name: str, datatype: str, shape: tuple[int, ...], contents: Any) -> A
     count = element_count(shape, name)
     dtype, column = DTYPES.get(datatype), _CONTENTS.get(datatype)
     if dtype is None or column is None:
-        hint = "FP16 travels as raw contents." if datatype == "FP16" else f"Known: {', '.join(DTYPES)}."
+        hint = f"{datatype} travels as raw contents." if datatype in _RAW_ONLY else f"Known: {', '.join(DTYPES)}."
         raise InvalidInputError(f"{name} has the datatype {datatype!r}, which has no typed contents.", hint=hint)
     others = [used.name for used, _ in contents.ListFields() if used.name != column]
     if others:

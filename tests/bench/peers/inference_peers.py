@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 HERE = Path(__file__).resolve()
-MLSERVER_FOLDER = HERE.parents[3] / "build/bench/mlserver"
+BUILD = HERE.parents[3] / "build/bench"
 
 # MLServer has no runtime for ONNX files of its own: this is the shortest that computes as we do, with one thread.
 _MLSERVER_RUNTIME = """
@@ -42,17 +42,92 @@ class Onnx(MLModel):
 """
 
 
-def mlserver_command(model: Path, name: str, port: int) -> list[str] | None:
-    """The command that starts MLServer with the file *model*, in an environment of its own; None if it cannot be."""
-    python = MLSERVER_FOLDER / "venv/bin/python"
+# LitServe and BentoML as their first pages show them: one worker, JSON in and out.
+_LITSERVE = """
+import sys
+import litserve
+import numpy as np
+import onnxruntime
+
+
+class Onnx(litserve.LitAPI):
+    def setup(self, device):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+
+    def decode_request(self, request):
+        return np.asarray(request["image"], np.float32)
+
+    def predict(self, image):
+        return self._session.run(["digit"], {"image": image})[0]
+
+    def encode_response(self, digit):
+        return {"digit": digit.tolist()}
+
+
+if __name__ == "__main__":
+    server = litserve.LitServer(Onnx(), accelerator="cpu", workers_per_device=1)
+    server.run(host="127.0.0.1", port=int(sys.argv[2]), num_api_servers=1, generate_client_file=False)
+"""
+_BENTOML = """
+import bentoml
+import numpy as np
+import onnxruntime
+
+
+@bentoml.service(workers=1)
+class Onnx:
+    def __init__(self):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
+
+    @bentoml.api
+    def predict(self, image: list) -> dict:
+        digit = self._session.run(["digit"], {"image": np.asarray(image, np.float32)})[0]
+        return {"digit": digit.tolist()}
+"""
+
+
+def installed(name: str, *packages: str) -> Path | None:
+    """The folder of programs of an environment of its own with *packages*; None, and a word, if it cannot be."""
+    python = BUILD / name / "venv/bin/python"
     if not python.exists():
         venv.create(python.parents[1], with_pip=True)
-        install = [python, "-m", "pip", "install", "-q", "mlserver==1.7.1", "onnxruntime", "numpy"]
+    if not (python.parent / name).exists():
+        install = [python, "-m", "pip", "install", "-q", *packages, "onnxruntime", "numpy"]
         if subprocess.run(install, check=False).returncode != 0:
-            print("MLServer could not be installed: its rows are left out", file=sys.stderr)
-    if not (python.parent / "mlserver").exists():
+            print(f"{name} could not be installed: its rows are left out", file=sys.stderr)
+            return None
+    return python.parent
+
+
+def litserve_command(model: Path, port: int) -> list[str] | None:
+    """The command that starts LitServe with the digits' model; None if it cannot be."""
+    programs = installed("litserve", "litserve")
+    if programs is None:
         return None
-    folder = MLSERVER_FOLDER / name
+    (BUILD / "litserve/server.py").write_text(_LITSERVE)
+    return [str(programs / "python"), str(BUILD / "litserve/server.py"), str(model.resolve()), str(port)]
+
+
+def bentoml_command(model: Path, port: int) -> list[str] | None:
+    """The command that starts BentoML with the digits' model, telling nobody of it; None if it cannot be."""
+    programs = installed("bentoml", "bentoml")
+    if programs is None:
+        return None
+    (BUILD / "bentoml/service.py").write_text(_BENTOML.replace("MODEL", repr(str(model.resolve()))))
+    serve = [str(programs / "bentoml"), "serve", "service:Onnx", "--working-dir", str(BUILD / "bentoml")]
+    return ["env", "BENTOML_DO_NOT_TRACK=True", *serve, "--host", "127.0.0.1", "--port", str(port)]
+
+
+def mlserver_command(model: Path, name: str, port: int) -> list[str] | None:
+    """The command that starts MLServer with the file *model*; None if it cannot be."""
+    programs = installed("mlserver", "mlserver==1.7.1")
+    if programs is None:
+        return None
+    folder = BUILD / "mlserver" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "onnx_runtime.py").write_text(_MLSERVER_RUNTIME)
     parameters = {"uri": str(model.resolve()), "version": "1"}
@@ -66,7 +141,7 @@ def mlserver_command(model: Path, name: str, port: int) -> list[str] | None:
         "host": "127.0.0.1",
     }
     (folder / "settings.json").write_text(json.dumps({**ports, "debug": False, "metrics_endpoint": None}))
-    return [str(python.parent / "mlserver"), "start", str(folder)]
+    return [str(programs / "mlserver"), "start", str(folder)]
 
 
 def minimal_command(model: Path, name: str, port: int) -> list[str]:
