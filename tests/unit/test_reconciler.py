@@ -19,6 +19,7 @@ from outstation.models.fetch import FolderSource
 from outstation.models.manifest import Requires
 from outstation.models.reconciler import Reconciler
 from outstation.models.store import ModelStore, verify_installed
+from outstation.models.trials import MAX_INTERRUPTED, Trials
 from outstation.models.trust import Trust
 from outstation.settings import ModelsSettings
 from outstation.testing import FakeClock
@@ -350,6 +351,33 @@ def test_a_trial_that_was_interrupted_begins_anew(trial):
     assert trial.phase("2.0.0") is P.PROBATION
     trial.clock.advance(1.0)
     wait_until(lambda: trial.active() == "2.0.0")
+
+
+def killed(device, monkeypatch):
+    """End *device* as a kill does: nothing is said of it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Trials, "put_down", lambda self: None)
+        device.stop()
+
+
+def test_a_version_that_ends_the_process_again_and_again_is_taken_back(trial, monkeypatch):
+    for _ in range(MAX_INTERRUPTED - 1):
+        killed(trial, monkeypatch)
+        trial.start(clock=trial.clock)
+        assert trial.phase("2.0.0") is P.PROBATION
+    killed(trial, monkeypatch)
+    trial.start(clock=trial.clock)
+    assert trial.phase("2.0.0") is P.ROLLED_BACK
+    assert trial.reason("2.0.0") == "The process ended 5 times while it was on trial."
+    assert trial.store.answering("pump").version == "1.0.0"
+
+
+def test_ends_in_order_are_no_fault_of_a_version_on_trial(trial):
+    for _ in range(2 * MAX_INTERRUPTED):
+        trial.stop()
+        trial.stop()
+        trial.start(clock=trial.clock)
+    assert trial.phase("2.0.0") is P.PROBATION
 
 
 def test_another_wish_ends_a_trial(trial):

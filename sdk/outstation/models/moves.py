@@ -53,6 +53,10 @@ class Moves:
         logger.info("Models: %s %s is %s. %s", name, version, model.versions[version].phase.value, reason)
         self._changed()
 
+    def count_interrupted(self, name: str, version: str, by: int) -> int:
+        """Add *by* to how often a trial of *version* was interrupted; how often that is now. Raises StorageError."""
+        return self._writer.count_interrupted(name, version, by)
+
     def note(self, name: str, version: str, reason: str) -> None:
         """Say beside *version* why it waits, or how it does."""
         if self._writer.note(name, version, reason):

@@ -97,6 +97,7 @@ class Reconciler:
         self._trusted = trusted
         self._moves = Moves(writer, self._clock, self._changed)
         self._trials = Trials(self._moves, self._settings, self._clock, self._wakeup.set)
+        self._guarded(self._trials.take_up)
         installer = Installer(
             writer,
             trusted,
@@ -123,11 +124,13 @@ class Reconciler:
 
     def close(self) -> None:
         """End the thread and give the store free. Idempotent. Waits for a check that is running."""
+        already = self._closing.is_set()
         self._closing.set()
         self._wakeup.set()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        if self._writer is not None:
+        if self._writer is not None and not already:
+            self._guarded(self._trials.put_down)
             self._writer.close()
 
     def wake(self) -> None:

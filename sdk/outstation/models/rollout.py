@@ -108,6 +108,7 @@ class VersionState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     digest: str = ""
     saved_bytes: int = 0  # that did not come over the link, because a delta did
+    interrupted: int = 0  # times that the process ended while it was on trial; -1 for an end in order
     software: str = ""  # that turned it down; a newer one may understand a manifest that this one does not
 
 

@@ -16,6 +16,9 @@ from outstation.settings import ModelsSettings
 
 # Seconds between two words in the report on how a shadow run does; each is a write to the disk and a message.
 NOTE_INTERVAL = 60.0
+# Ends of the process, other than in order, that a version on trial survives. One that ends the process itself with
+# the first call would else be tried for ever; a station that loses power as often in these seconds is rare.
+MAX_INTERRUPTED = 5
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,27 @@ class Trials:
         self._wake = wake
         self._probations: dict[tuple[str, str], float] = {}  # monotonic start
         self._shadows: dict[tuple[str, str], _Shadow] = {}
+
+    def take_up(self) -> None:
+        """Take up what the process before this one left running. Call once, at the start."""
+        with self._moves.lock:
+            for name, version, event in self._running():
+                ended = self._moves.count_interrupted(name, version, 1)
+                if ended >= MAX_INTERRUPTED:
+                    self._moves.move(name, version, event, f"The process ended {ended} times while it was on trial.")
+
+    def put_down(self) -> None:
+        """The process ends in order, and that is no fault of what is on trial."""
+        with self._moves.lock:
+            for name, version, _ in self._running():
+                self._moves.count_interrupted(name, version, -1)
+
+    def _running(self) -> list[tuple[str, str, Event]]:
+        """Name and version of each trial, and the event that ends it badly."""
+        models = self._moves.models().items()
+        found = [(name, model.candidate, Event.FAULT) for name, model in models]
+        found += [(name, model.shadowed, Event.FAIL) for name, model in models]
+        return [trial for trial in found if trial[1]]
 
     def watch(self, name: str, version: str) -> bool:
         """Let the staged *version* run in the shadow; False if it need not. Whoever is there already is recalled."""

@@ -93,6 +93,15 @@ class StoreWriter(ModelStore):
                 self._now = msgspec.structs.replace(self._now, models={**self._now.models, name: model})
             return True
 
+    def count_interrupted(self, name: str, version: str, by: int) -> int:
+        """Add *by* to how often a trial of *version* was interrupted; how often that is now."""
+        with self._mutex:
+            model = self.model(name)
+            known = model.versions[version]
+            known = msgspec.structs.replace(known, interrupted=known.interrupted + by)
+            self._put(name, msgspec.structs.replace(model, versions={**model.versions, version: known}))
+            return known.interrupted
+
     def pin(self, name: str, version: str) -> None:
         """Hold *name* at *version* whatever the far end wishes; "" lets go."""
         with self._mutex:
