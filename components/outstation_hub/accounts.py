@@ -19,6 +19,7 @@ from outstation.buffer import Receipt, Stream
 from outstation.clock import Clock
 from outstation.durable import write_atomically
 from outstation.errors import DiskError, OutstationError, UnsupportedVersionError, mapped_os_errors
+from outstation.shapes import learn
 from outstation.types import Ledger, Reported, StreamReport
 from outstation.wire.block import BlockHeader
 from outstation.wire.messages import Account
@@ -236,3 +237,6 @@ def _load(path: Path) -> _File:
     if known.format != FORMAT:
         raise UnsupportedVersionError(f"{path} has format {known.format}; this hub knows {FORMAT}.")
     return known
+
+
+learn(_File)

@@ -37,6 +37,7 @@ from outstation.errors import (
     SettingsError,
     mapped_os_errors,
 )
+from outstation.shapes import learn
 from outstation.types import STATION_NAME, checked_name
 from outstation.wire.channel import HUB_NAME
 from outstation.wire.messages import IssuedCertificate
@@ -266,3 +267,6 @@ def write_private(path: Path, data: bytes) -> None:
         write_atomically(path, data)
     finally:
         os.umask(before)
+
+
+learn(_Token)

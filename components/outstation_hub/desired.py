@@ -17,6 +17,7 @@ import msgspec
 
 from outstation.durable import write_atomically
 from outstation.errors import DiskError, UnsupportedVersionError, mapped_os_errors
+from outstation.shapes import learn
 from outstation.types import Desired
 from outstation_hub.selection import Rule
 
@@ -68,3 +69,6 @@ def _converted(old: _FormatOne) -> DesiredFile:
         for model in wish.models
     ]
     return DesiredFile(revision=old.revision, rules=tuple(rules))
+
+
+learn(DesiredFile, _FormatOne)

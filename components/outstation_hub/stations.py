@@ -13,6 +13,7 @@ import msgspec
 from outstation.clock import Clock
 from outstation.durable import write_atomically
 from outstation.errors import DiskError, ProviderUnavailableError, mapped_os_errors
+from outstation.shapes import learn
 from outstation.types import LABEL_NAME, LABEL_VALUE, MAX_LABELS, Reported, StreamReport
 from outstation.wire.messages import StationEntry
 
@@ -154,3 +155,6 @@ def _load(path: Path) -> dict[str, StationEntry]:
     except (msgspec.DecodeError, msgspec.ValidationError) as exc:
         raise DiskError(f"{path} is no list of stations: {exc}.", hint="Remove it; stations tell again.") from exc
     return {entry.station: entry for entry in entries}
+
+
+learn(StationEntry)

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import msgspec
 
 from outstation.errors import InvalidInputError, OutstationError
+from outstation.shapes import learn
 from outstation.wire.questions import IndexQuery, ModelKey, RepositoryOrder
 from outstation.wire.shared import Region
 from outstation_inference.chores import Chores
@@ -247,3 +248,6 @@ def _statistics(row: Any) -> dict[str, Any]:
             "compute_output": duration(0),
         },
     }
+
+
+learn(_RegionBody, _IndexBody, _OrderBody)

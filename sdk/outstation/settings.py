@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import msgspec
 
 from outstation.errors import SettingsError
+from outstation.shapes import learn
 from outstation.types import (
     STATION_NAME,
     AcknowledgedBy,
@@ -335,3 +336,6 @@ def _list_keys(shape: type[msgspec.Struct], trail: tuple[str, ...] = ()) -> Iter
 
 # Keys whose value is a list: the environment gives it with commas.
 _LISTS = frozenset(_list_keys(Settings))
+
+
+learn(Settings)

@@ -26,6 +26,13 @@ def failure(model, checker=SubprocessChecker(), kind=CheckFailedError, timeout=6
     return str(caught.value)
 
 
+def test_the_memory_of_whoever_asks_is_not_the_models(tmp_path):
+    held = bytearray(b"x") * (400 << 20)
+    budgets = Budgets(1.0, 300 << 20)
+    assert SubprocessChecker().check(scaling(tmp_path / "a", 2, golden=GOLDEN, budgets=budgets), 60).cases
+    del held
+
+
 def test_a_version_that_meets_its_golden_outputs_passes_and_is_measured(tmp_path):
     result = SubprocessChecker().check(scaling(tmp_path / "a", 2, golden=GOLDEN, budgets=Budgets(1.0, 1 << 30)), 60)
     assert result.cases == 3

@@ -14,6 +14,7 @@ import msgspec
 
 from outstation.buffer.frames import Balance
 from outstation.errors import CorruptBlockError, UnsupportedVersionError
+from outstation.shapes import learn
 
 FILE_NAME = "state"
 FORMAT = 1
@@ -57,3 +58,6 @@ def decode(data: bytes) -> tuple[State, Balance]:
     except (msgspec.DecodeError, TypeError, ValueError) as exc:
         raise CorruptBlockError("A state file does not decode.") from exc
     return state, balance
+
+
+learn(State)

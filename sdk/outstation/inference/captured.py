@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from outstation.errors import UnsupportedVersionError, WireError
+from outstation.shapes import learn
 from outstation.wire.datatypes import Array, datatype_of, from_raw, to_raw
 from outstation.zstd import ZstdDecompressor, ZstdError, compress
 
@@ -96,3 +97,6 @@ def _raw(tensor: CapturedTensor) -> bytes:
     if len(data) != tensor.size:
         raise WireError(f"The tensor {tensor.name!r} of a capture is not of the size that it claims.")
     return data
+
+
+learn(Capture)

@@ -20,6 +20,7 @@ from outstation.inference.captured import CONTENT_TYPE, Capture, Reason, encode_
 from outstation.inference.capturing import STREAM, Budget, Rule
 from outstation.models.manifest import TensorSpec
 from outstation.settings import CaptureSettings
+from outstation.shapes import learn
 from outstation.wire.datatypes import Array, as_bytes
 
 log = logging.getLogger("outstation.inference")
@@ -266,3 +267,6 @@ def _text_size(array: Array) -> int:
 
 def _copied(tensors: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array.copy() for name, array in tensors.items()}
+
+
+learn(dict[str, Budget])

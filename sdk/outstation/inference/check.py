@@ -25,6 +25,7 @@ from outstation.errors import CheckFailedError, InferenceError, MissingExtraErro
 from outstation.inference.runtime import RuntimeOptions
 from outstation.models.checking import CheckResult
 from outstation.models.store import InstalledModel
+from outstation.shapes import learn
 
 # What the child needs of our environment: to find Python, its libraries and a place for temporary files. Keys,
 # tokens and settings stay here.
@@ -171,3 +172,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+
+
+learn(_Verdict, RuntimeOptions)

@@ -17,6 +17,7 @@ import msgspec
 from outstation.models.chain import SignedFile
 from outstation.models.fetch import Expected
 from outstation.models.manifest import Sha256
+from outstation.shapes import learn
 
 DELTAS = "deltas"  # in the custom field of a file: SHA-256 of a base → path of the delta
 FROM_VERSION = "from"  # in the custom field of a delta: the version of the base, for people
@@ -75,3 +76,6 @@ def expected_delta(signed: SignedFile) -> Expected:
     if listed.chunk_bytes <= 0 or len(listed.chunks) != -(-signed.size_bytes // listed.chunk_bytes):
         return whole
     return Expected(signed.path, signed.sha256, signed.size_bytes, listed.chunk_bytes, listed.chunks)
+
+
+learn(_Chunks)

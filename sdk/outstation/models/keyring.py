@@ -17,6 +17,7 @@ from securesystemslib.signer import Key, Signer
 from outstation.durable import FILES, make_directories, write_atomically
 from outstation.errors import ConfigurationError, InvalidInputError, RepositoryError, mapped_os_errors
 from outstation.models.keys import ONLINE_ROLES, ROOT_KEYS, make_key, read_key, read_public_key
+from outstation.shapes import learn
 
 NAMES = (*ROOT_KEYS, *ONLINE_ROLES)
 _REMEMBERED = "signers.json"
@@ -170,3 +171,6 @@ def _read_remembered(path: Path) -> dict[str, External]:
         raise ConfigurationError(
             f"{path} cannot be read: {exc}.", hint="It is a table of NAME → uri, public_key."
         ) from exc
+
+
+learn(dict[str, External])

@@ -27,6 +27,7 @@ from outstation.models.processing import (
     taken_kind,
 )
 from outstation.models.versions import is_version
+from outstation.shapes import learn
 from outstation.types import MODEL_NAME
 
 FORMAT = 1
@@ -367,3 +368,6 @@ def _with_place(message: str, within: str = "") -> ManifestError:
 
 def _error(field: str, what: str) -> ManifestError:
     return ManifestError(f"The manifest is wrong at {field}: {what}.")
+
+
+learn(Manifest, Processing)

@@ -14,6 +14,7 @@ import msgspec
 
 from outstation.durable import make_directories, write_atomically
 from outstation.models.versions import checked_version
+from outstation.shapes import learn
 from outstation.types import MODEL_NAME, checked_name
 
 ORDERS = "orders"
@@ -62,3 +63,6 @@ def read_order(path: Path) -> Order | None:
     except (OSError, msgspec.MsgspecError) as exc:
         logger.warning("Models: %s is no order: %s", path, exc)
         return None
+
+
+learn(Order)

@@ -27,6 +27,7 @@ from outstation.errors import ManifestError, StorageError, UntrustedError, mappe
 from outstation.models.manifest import MANIFEST, Manifest, parse_manifest
 from outstation.models.rollout import ModelState
 from outstation.models.versions import newest_first
+from outstation.shapes import learn
 from outstation.types import ModelReport
 
 if TYPE_CHECKING:
@@ -214,3 +215,6 @@ def file_sha256(path: Path) -> str:
         while size := file.readinto(buffer):
             digest.update(view[:size])
     return digest.hexdigest()
+
+
+learn(StoreState)

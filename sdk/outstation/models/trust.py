@@ -50,6 +50,7 @@ from outstation.models.chain import (
 from outstation.models.fetch import READ_BYTES, Source
 from outstation.models.manifest import MANIFEST
 from outstation.models.versions import is_version
+from outstation.shapes import learn
 from outstation.types import MODEL_NAME
 
 METADATA = "metadata/"
@@ -283,3 +284,6 @@ def read_first_root(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as exc:
         raise SettingsError(f"The first trusted root {path} (models.root) cannot be read: {exc.strerror}.") from exc
+
+
+learn(TrustedMetadata)

@@ -38,6 +38,7 @@ from outstation.errors import (
 )
 from outstation.provider import Acknowledgement, ByteStream, Limits, Message, UplinkListener
 from outstation.settings import Seconds, Table, decoded
+from outstation.shapes import learn
 from outstation.types import STATION_NAME, STREAM_NAME, Desired, Identity, Reported, StreamReport, checked_name
 from outstation.wire.block import BlockHeader, decode
 
@@ -268,3 +269,6 @@ class _File:
     def read(self, size: int) -> bytes:
         with _as_link("read the repository"):
             return self._file.read(size)
+
+
+learn(LocalOptions, Desired)

@@ -22,6 +22,7 @@ import msgspec
 
 from outstation.errors import WireError
 from outstation.provider import Message
+from outstation.shapes import learn
 from outstation.types import OCTETS, Record
 from outstation.wire.block import MAX_RECORDS, decode, encode
 from outstation.wire.columns import Columns, Meta
@@ -161,3 +162,6 @@ def _framed(message: Message, station: str, first: int, last: int, rows: list[by
             VERSION, station, message.stream, f"{message.epoch:016x}", first, last, [msgspec.Raw(row) for row in rows]
         )
     )
+
+
+learn(_Document, _Row)

@@ -15,6 +15,7 @@ import msgspec
 
 from outstation.errors import SettingsError, WireError
 from outstation.provider import Message
+from outstation.shapes import learn
 from outstation.types import STATION_NAME, STREAM_NAME, Desired, Reported, StreamReport
 
 T = TypeVar("T")
@@ -199,3 +200,6 @@ def _decoded(data: bytes, shape: type[T], max_bytes: int) -> T:
         return msgspec.json.decode(data, type=shape)
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"No document of the kind: {exc}") from exc
+
+
+learn(Word, Presence, Desired, Reported, StreamReport)

@@ -8,6 +8,7 @@ from outstation.errors import (
     SettingsError,
 )
 from outstation.settings import Seconds, Size, Table
+from outstation.shapes import learn
 from outstation.wire.address import is_loopback
 from outstation.wire.channel import Tls
 
@@ -37,3 +38,6 @@ def tls_of(options: HubOptions) -> Tls | None:
             hint="Set ca, certificate and key in [options.hub], or insecure = true on a network that you trust.",
         )
     return Tls(Path(options.ca) if options.ca else None, Path(options.certificate), Path(options.key))
+
+
+learn(HubOptions)

@@ -13,6 +13,7 @@ from outstation.providers.mqtt.link import Link
 from outstation.providers.mqtt.state import MqttCommands, MqttDesired, State
 from outstation.providers.mqtt.uplink import MqttUplink
 from outstation.settings import Seconds, Size, Table, decoded
+from outstation.shapes import learn
 from outstation.types import STREAM_NAME, Identity, checked_name
 from outstation.wire.broker import Broker, Credentials, Transport
 from outstation.wire.topics import MAX_DOCUMENT_BYTES, Topics
@@ -119,3 +120,6 @@ def _broker(identity: Identity, options: MqttOptions) -> Broker:
         max_packet_bytes=MAX_DOCUMENT_BYTES + _ENVELOPE_BYTES,
         iot_core_limits=PRESETS[options.preset].iot_core_limits,
     )
+
+
+learn(MqttOptions)
