@@ -205,12 +205,12 @@ def plot(found: dict[tuple[str, int], dict[str, float]]) -> None:
     from matplotlib import pyplot  # noqa: PLC0415
 
     panels = (
-        ("records_per_second", "records/s", 1.0),
-        ("p99", "p99 of acknowledgement, ms", 1000.0),
-        ("resident_mb", "hub, MB resident", 1.0),
+        ("records_per_second", "records/s", 1.0, "log"),
+        ("p99", "p99 of acknowledgement, ms", 1000.0, "log"),
+        ("resident_mb", "hub, MB resident", 1.0, "linear"),
     )
     figure, axes = pyplot.subplots(1, len(panels), figsize=(11, 3.4))
-    for axis, (key, label, factor) in zip(axes, panels, strict=True):
+    for axis, (key, label, factor, scale) in zip(axes, panels, strict=True):
         for name, style in (("steady", "o-"), ("backlog", "s--")):
             values = [found[name, count][key] * factor for count in COUNTS]
             axis.plot(COUNTS, values, style, label="steady" if name == "steady" else "all back at once")
@@ -218,7 +218,9 @@ def plot(found: dict[tuple[str, int], dict[str, float]]) -> None:
         axis.set_xticks(COUNTS, [f"{count:,}" for count in COUNTS])
         axis.set_xlabel("stations")
         axis.set_title(label, fontsize=10)
-        axis.set_ylim(bottom=0)
+        axis.set_yscale(scale)
+        if scale == "linear":
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)
     figure.tight_layout()
