@@ -1,7 +1,8 @@
 """Deltas between versions of a model beside zstd, content-defined chunks, bsdiff4 and zstd with the old file as prefix.
 
 Three changes of a net of MobileNetV2's shape: a new head, every fp32 weight moved a little, and the same in int8 with
-the old version's scales. Each way makes and applies its delta in a process of its own, and the result is compared.
+the old version's scales; and the same three of a net that was really trained (peers/trained_nets.py). Each way makes
+and applies its delta in a process of its own, and the result is compared.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from report import Row
 
 PEERS = Path(__file__).resolve().parent / "peers"
 sys.path.insert(0, str(PEERS))
-import delta_peers  # noqa: E402  it lies in the folder that was just named
+import delta_peers  # noqa: E402  they lie in the folder that was just named
+import trained_nets  # noqa: E402
 
 # Percent of the new file that our delta may have.
 REACH = {"head retrained": 31.1, "fp32 fine-tune": 57.2, "int8 fine-tune, scales kept": 2.8}
@@ -49,10 +51,12 @@ def column(name: str, base: Path, result: Path, folder: Path, rounds: int) -> It
         share = 100 * delta.stat().st_size / result.stat().st_size
         found[way] = {"bytes": share, "make": make, "apply": apply}
     ours = found.pop("ours")
-    yield Row(f"{name}: bytes to send", ours["bytes"], reach=REACH[name], smaller=True, unit="% of file")
+    yield Row(f"{name}: bytes to send", ours["bytes"], reach=REACH.get(name), smaller=True, unit="% of file")
     for way, figures in found.items():
         reach = BESIDE_BSDIFF.get(name) if way == "bsdiff4" else None
         yield Row(f"{name}: bytes to send", ours["bytes"], way, figures["bytes"], reach, smaller=True, unit="% of file")
+    if name not in REACH:  # small: what it costs to make and apply says little
+        return
     reaches = {"make": (MAKE_SECONDS, MAKE_MB), "apply": (APPLY_SECONDS, APPLY_MB)}
     for what, (seconds, peak) in reaches.items():
         for key, unit, reach in (("seconds", "s", seconds), ("peak_mb", "MB", peak)):
@@ -65,7 +69,7 @@ def run(scale: float) -> list[Row]:
     """*scale* below 1 leaves columns out, from the last one on: the nets have the size that they have."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as place:
-        columns = delta_peers.write_columns(Path(place))
+        columns = delta_peers.write_columns(Path(place)) | trained_nets.write_trained(Path(place))
         for name in list(columns)[: max(1, round(len(columns) * scale))]:
             rows += column(name, *columns[name], Path(place), ROUNDS)
     return rows
