@@ -120,6 +120,10 @@ SAMPLES = {
     "status": (agent.GET_STATUS.response, StationStatus("press-7", "hub", 17, 5, REPORTED)),
     "health": (agent.REPORT_HEALTH.request, agent.ModelHealth("digits", "2.0.0", 1000, 1)),
     "shadow-health": (agent.REPORT_HEALTH.request, agent.ModelHealth("digits", "3.0.0", 400, 0, 12, 7)),
+    "health-of-a-process": (
+        agent.REPORT_HEALTH.request,
+        agent.ModelHealth("digits", "3.0.0", 0, 0, process="0123456789abcdef"),
+    ),
     "health-noted": (agent.REPORT_HEALTH.response, None),
     "placement": (agent.REPORT_PLACEMENT.request, agent.ModelPlacement("digits", "2.0.0", PLACEMENT)),
     "placement-noted": (agent.REPORT_PLACEMENT.response, None),

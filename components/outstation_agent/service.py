@@ -75,6 +75,7 @@ class StationService:
                 health.errors,
                 disagreements=health.disagreements,
                 dropped=health.dropped,
+                process=health.process,
             )
 
     def report_placement(self, told: ModelPlacement, _caller: Caller) -> None:

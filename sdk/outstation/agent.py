@@ -165,9 +165,10 @@ class AgentClient:
         timeout: float,
         disagreements: int = 0,
         dropped: int = 0,
+        process: str = "",
     ) -> None:
         """Tell the agent how a version does on live traffic; see :meth:`Reconciler.report_health`."""
-        self._report_health(ModelHealth(model, version, calls, errors, disagreements, dropped), timeout)
+        self._report_health(ModelHealth(model, version, calls, errors, disagreements, dropped, process), timeout)
 
     def report_placement(self, model: str, version: str, placement: Placement, timeout: float) -> None:
         """Tell the agent where a version that answers is computed."""

@@ -372,6 +372,27 @@ def test_a_version_that_ends_the_process_again_and_again_is_taken_back(trial, mo
     assert trial.store.answering("pump").version == "1.0.0"
 
 
+def test_a_trial_begins_anew_with_another_process_and_many_processes_end_it(trial):
+    def told(process):
+        trial.reconciler.report_health("pump", "2.0.0", 0, 0, process=process)
+
+    told("a")
+    trial.clock.wait_for_waiters()
+    trial.clock.advance(9.0)
+    told("b")  # the first one ended with the first call, before it could say so
+    trial.clock.wait_for_waiters()
+    trial.clock.advance(9.0)
+    trial.clock.wait_for_waiters()
+    assert trial.phase("2.0.0") is P.PROBATION
+    for process in "abcde":
+        told(process)
+    assert trial.phase("2.0.0") is P.PROBATION
+    told("f")
+    assert trial.phase("2.0.0") is P.ROLLED_BACK
+    assert trial.reason("2.0.0") == "The process that computes it ended 5 times while it was on trial."
+    assert trial.store.answering("pump").version == "1.0.0"
+
+
 def test_ends_in_order_are_no_fault_of_a_version_on_trial(trial):
     for _ in range(2 * MAX_INTERRUPTED):
         trial.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +27,15 @@ class Report(Protocol):
     """Takes the counts of one version since it began to answer, or to run in the shadow."""
 
     def __call__(
-        self, model: str, version: str, calls: int, errors: int, *, disagreements: int = 0, dropped: int = 0
+        self,
+        model: str,
+        version: str,
+        calls: int,
+        errors: int,
+        *,
+        disagreements: int = 0,
+        dropped: int = 0,
+        process: str = "",
     ) -> None: ...
 
 
@@ -38,6 +47,7 @@ class HealthReporter:
     ) -> None:
         """*place* is told where each version is computed: at once, and every minute, for who was restarted since."""
         self._models = models
+        self._process = secrets.token_hex(8)  # whoever hears of another one knows that this one has ended
         self._place = place
         self._placed: dict[str, tuple[str, Placement]] = {}
         self._place_again = 0.0
@@ -68,6 +78,7 @@ class HealthReporter:
                     health.errors,
                     disagreements=health.disagreements,
                     dropped=health.dropped,
+                    process=self._process,
                 )
             if self._place is not None:
                 self._tell_places(self._place)

@@ -169,16 +169,25 @@ class Reconciler:
         self._callbacks.append(callback)
 
     def report_health(
-        self, model: str, version: str, calls: int, errors: int, *, disagreements: int = 0, dropped: int = 0
+        self,
+        model: str,
+        version: str,
+        calls: int,
+        errors: int,
+        *,
+        disagreements: int = 0,
+        dropped: int = 0,
+        process: str = "",
     ) -> None:
         """*version* has computed *calls* calls, *errors* of them failed, since it began to in that process.
 
         A version on trial with a failed call is taken back before this returns. One in the shadow says also in how
         many calls it disagreed with the active version, and how many it could not keep up with. Others only lend
-        their numbers.
+        their numbers. *process* names the run of the process that computes it: with another one a trial begins anew,
+        and one that goes through several is taken back, as it may be what ends them.
         """
         if self._writer is not None:
-            self._trials.report(model, version, Comparison(calls, errors, disagreements, dropped))
+            self._trials.report(model, version, Comparison(calls, errors, disagreements, dropped), process)
 
     # -- the thread ----------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class Trials:
         self._wake = wake
         self._probations: dict[tuple[str, str], float] = {}  # monotonic start
         self._shadows: dict[tuple[str, str], _Shadow] = {}
+        self._processes: dict[tuple[str, str], set[str]] = {}  # that have reported on a trial
 
     def take_up(self) -> None:
         """Take up what the process before this one left running. Call once, at the start."""
@@ -89,16 +90,24 @@ class Trials:
         """Let *version* answer, on probation."""
         with self._moves.lock:
             run = self._shadows.pop((name, version), None)
+            self._processes.pop((name, version), None)
             self._probations[name, version] = self._clock.monotonic()
             self._moves.move(name, version, Event.ADMIT, run.seen.in_words() if run else "")
 
-    def report(self, name: str, version: str, seen: Comparison) -> None:
+    def report(self, name: str, version: str, seen: Comparison, process: str = "") -> None:
         """How *version* has done since it began in that process; see :meth:`Reconciler.report_health`."""
         with self._moves.lock:
             model = self._moves.model(name)
-            if version == model.candidate:
+            if version not in {model.candidate, model.shadowed}:
+                return
+            if process and self._ends_processes(name, version, process):
+                event = Event.FAULT if version == model.candidate else Event.FAIL
+                reason = f"The process that computes it ended {MAX_INTERRUPTED} times while it was on trial."
+                self._moves.move(name, version, event, reason)
+                self._wake()
+            elif version == model.candidate:
                 self._report_probation(name, version, seen)
-            elif version == model.shadowed:
+            else:
                 self._report_shadow(name, version, seen)
 
     def judge(self) -> None:
@@ -111,6 +120,8 @@ class Trials:
                 trial: self._probations.get(trial, now) for trial in ((n, m.candidate) for n, m in models) if trial[1]
             }
             shadowed = [(name, model.shadowed) for name, model in models if model.shadowed]
+            running = {*self._probations, *shadowed}
+            self._processes = {trial: seen for trial, seen in self._processes.items() if trial in running}
             self._shadows = {trial: self._shadow(*trial) for trial in shadowed}
             for (name, version), started in list(self._probations.items()):
                 if now - started >= self._settings.probation:
@@ -128,6 +139,22 @@ class Trials:
             # A run that is over and still here waits for the gate, which is asked as often as for anything staged.
             ends += [run.started + self._settings.shadow for run in self._shadows.values() if not self._over(run)]
             return [max(0.0, end - now) for end in ends]
+
+    def _ends_processes(self, name: str, version: str, process: str) -> bool:
+        """Note *process*, with which the trial begins anew if it is not the first; whether it is one too many."""
+        trial = name, version
+        seen = self._processes.setdefault(trial, set())
+        if process not in seen:
+            seen.add(process)
+            if len(seen) > MAX_INTERRUPTED:
+                del self._processes[trial]
+                return True
+            now = self._clock.monotonic()
+            if len(seen) > 1 and trial in self._probations:
+                self._probations[trial] = now
+            elif len(seen) > 1 and trial in self._shadows:
+                self._shadows[trial] = _Shadow(now, now)
+        return False
 
     def _report_probation(self, name: str, version: str, seen: Comparison) -> None:
         started = self._probations.get((name, version))

@@ -86,6 +86,7 @@ class ModelHealth:
     errors: int
     disagreements: int = 0
     dropped: int = 0
+    process: str = ""
 
     def pack(self) -> bytes:
         return pb.ReportHealthRequest(
@@ -95,12 +96,13 @@ class ModelHealth:
             errors=self.errors,
             disagreements=self.disagreements,
             dropped=self.dropped,
+            process=self.process,
         ).SerializeToString()
 
     @classmethod
     def unpack(cls, data: bytes) -> ModelHealth:
         m = convert.parsed(pb.ReportHealthRequest, data)
-        return cls(m.model, m.version, m.calls, m.errors, m.disagreements, m.dropped)
+        return cls(m.model, m.version, m.calls, m.errors, m.disagreements, m.dropped, m.process)
 
 
 @dataclass(frozen=True, slots=True)

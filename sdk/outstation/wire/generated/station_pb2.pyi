@@ -73,20 +73,22 @@ class GetStatusResponse(_message.Message):
     def __init__(self, station: _Optional[str] = ..., provider: _Optional[str] = ..., reported: _Optional[_Union[_fleet_pb2.Reported, _Mapping]] = ..., pid: _Optional[int] = ..., started_unix_nano: _Optional[int] = ...) -> None: ...
 
 class ReportHealthRequest(_message.Message):
-    __slots__ = ("model", "version", "calls", "errors", "disagreements", "dropped")
+    __slots__ = ("model", "version", "calls", "errors", "disagreements", "dropped", "process")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     DISAGREEMENTS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     calls: int
     errors: int
     disagreements: int
     dropped: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., calls: _Optional[int] = ..., errors: _Optional[int] = ..., disagreements: _Optional[int] = ..., dropped: _Optional[int] = ...) -> None: ...
+    process: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., calls: _Optional[int] = ..., errors: _Optional[int] = ..., disagreements: _Optional[int] = ..., dropped: _Optional[int] = ..., process: _Optional[str] = ...) -> None: ...
 
 class ReportHealthResponse(_message.Message):
     __slots__ = ()
