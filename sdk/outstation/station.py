@@ -120,15 +120,19 @@ def open(  # noqa: A001  the SDK's front door: outstation.open()
     path: Path | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
+    gate: Callable[[str, str], bool] | None = None,
 ) -> Station:
     """The whole station in this process: buffer, uplink, models, inference.
 
     *settings* as they are, else loaded from *path*, the environment and *overrides* (see
     :mod:`outstation.settings`). Raises SettingsError, BufferLockedError when another process owns the data folder,
     DiskError, MissingExtraError. A far end that does not answer is no error: the station works on.
+
+    *gate* (model, version) says whether a new version may begin to answer now ("not while the press is closing"). It
+    is asked on the models' thread, every few seconds while one waits, and must return at once.
     """
     chosen = settings or settings_room.load(path, environ=os.environ, overrides=overrides)
-    parts = StationParts(chosen, clock or SystemClock())
+    parts = StationParts(chosen, clock or SystemClock(), gate=gate)
     try:
         models = parts.local_models()
     except BaseException:
@@ -182,8 +186,9 @@ class StationParts:
     Made in the order in which they depend on each other; ``resources`` ends them in the reverse order.
     """
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, *, gate: Callable[[str, str], bool] | None = None) -> None:
         self.settings = settings
+        self._gate = gate
         self.clock = clock
         self.started_unix_nano = clock.time_unix_nano()
         self.revision = 0
@@ -294,7 +299,9 @@ class StationParts:
         self.model_store = ModelStore(self.settings.data_dir / "models")
         source = open_sources(models, self.provider.artifacts, self.clock)
         checker = SubprocessChecker(options_of(self.settings.inference))
-        self.reconciler = Reconciler(self.model_store, source, checker, models, self.clock, meter=self.bandwidth)
+        self.reconciler = Reconciler(
+            self.model_store, source, checker, models, self.clock, gate=self._gate, meter=self.bandwidth
+        )
         made.callback(self.reconciler.close)
         made.callback(checker.close)  # first: the reconciler's thread may be waiting for a check
         self._on_desired(Desired())

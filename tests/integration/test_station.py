@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import outstation
+from model_parts import Desk
 from outstation import settings
 from outstation.clock import SystemClock
 from outstation.errors import (
@@ -183,3 +184,33 @@ def test_records_and_models_share_one_budget_of_the_link(tmp_path: Path) -> None
         wait_until(lambda: parts.reconciler.standing().trust is Trust.FRESH)
     finally:
         parts.close()
+
+
+def test_a_new_version_answers_only_when_the_application_lets_it(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.publish("1.0.0")
+    tables = {
+        "uplink": {"enabled": False},
+        "models": {
+            "repository": str(desk.repository),
+            "root": str(desk.root),
+            "names": ["pump"],
+            "probation": 0.0,
+            "poll_interval": 0.1,
+            "retry_interval": 0.1,
+        },
+    }
+    closing = {"2.0.0"}  # the press, while it is asked for these
+    asked = []
+
+    def gate(model: str, version: str) -> bool:
+        asked.append((model, version))
+        return version not in closing
+
+    with outstation.open(overrides=overrides(tmp_path, **tables), gate=gate) as station:
+        pump = station.models.get("pump", timeout=30.0)
+        desk.publish("2.0.0")
+        wait_until(lambda: ("pump", "2.0.0") in asked, 30.0)
+        assert pump.version == "1.0.0"
+        closing.clear()
+        wait_until(lambda: pump.version == "2.0.0", 30.0)
