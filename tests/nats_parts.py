@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import signal
 import socket
 import subprocess
+from importlib.util import find_spec
 
 from support import wait_until
+
+
+def _missing() -> str:
+    if os.environ.get("CI"):
+        return ""  # there nothing may be missing: the tests fail
+    if shutil.which("nats-server") is None:
+        return "needs nats-server (apt install nats-server)"
+    return "" if find_spec("nats") else "needs nats-py"
+
+
+MISSING = _missing()  # why tests of NATS cannot run here; "" when they can
 
 
 class NatsServer:
@@ -34,6 +48,13 @@ class NatsServer:
     def kill(self):
         self.process.kill()
         self.process.wait(10)
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *exc):
+        if self.process.poll() is None:
+            self.stop()
 
     def _answers(self):
         with socket.socket() as end:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import socket
 import threading
 from contextlib import suppress
@@ -12,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from hub_parts import HubProcess, Station, hub_provider, hub_settings
-from nats_parts import NatsServer
+from nats_parts import MISSING, NatsServer
 from outstation.errors import ClosedError, ProviderUnavailableError
 from outstation.provider import Message
 from outstation.testing import FlakyLink
@@ -22,10 +20,8 @@ from outstation.wire.parts import Cutting
 from outstation_hub import Hub
 from support import wait_until
 
-if shutil.which("nats-server") is None and not os.environ.get("CI"):
-    pytest.skip("needs nats-server (apt install nats-server)", allow_module_level=True)
-if not os.environ.get("CI"):
-    pytest.importorskip("nats")
+if MISSING:
+    pytest.skip(MISSING, allow_module_level=True)
 
 import nats
 
@@ -35,10 +31,8 @@ from outstation_hub.relay import Relay
 
 @pytest.fixture
 def server(tmp_path):
-    server = NatsServer(tmp_path / "nats").start()
-    yield server
-    if server.process.poll() is None:
-        server.stop()
+    with NatsServer(tmp_path / "nats") as server:
+        yield server
 
 
 @pytest.fixture

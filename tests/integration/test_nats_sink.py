@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 
 import pytest
 
 from hub_parts import drained, hub_provider, hub_settings
-from nats_parts import NatsServer
+from nats_parts import MISSING, NatsServer
 from outstation.errors import ProviderUnavailableError
 from outstation.testing import FlakyLink
 from outstation.testing.contract import Ear, message
@@ -18,20 +16,16 @@ from outstation_hub import Hub
 from outstation_hub.sinks import Arrival
 from support import wait_until
 
-if shutil.which("nats-server") is None and not os.environ.get("CI"):
-    pytest.skip("needs nats-server (apt install nats-server)", allow_module_level=True)
-if not os.environ.get("CI"):
-    pytest.importorskip("nats")
+if MISSING:
+    pytest.skip(MISSING, allow_module_level=True)
 
 from outstation_hub.sinks.nats import NatsSink
 
 
 @pytest.fixture
 def server(tmp_path):
-    server = NatsServer(tmp_path / "nats").start()
-    yield server
-    if server.process.poll() is None:
-        server.stop()
+    with NatsServer(tmp_path / "nats") as server:
+        yield server
 
 
 @pytest.fixture
