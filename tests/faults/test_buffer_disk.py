@@ -31,9 +31,13 @@ class SickFiles(Files):
 
     def __init__(self) -> None:
         self.sick: dict[str, int] = {}
+        self.once: dict[str, int] = {}
         self.failures = 0
 
     def _check(self, operation: str) -> None:
+        if operation in self.once:
+            self.failures += 1
+            raise OSError(self.once[operation], os.strerror(self.once.pop(operation)))
         if operation in self.sick:
             self.failures += 1
             raise OSError(self.sick[operation], os.strerror(self.sick[operation]))
@@ -117,6 +121,7 @@ def test_a_refusal_reaches_the_receipt_and_the_next_append_and_ends(tmp_path, si
         assert caught.value.hint
         assert receipt.error is caught.value
         assert stream.mark("app") == 1
+        assert stream.ledger().dropped[DropReason.REJECTED] == 1
         with pytest.raises(error):
             stream.append(b"at once")
         files.sick = {}
@@ -214,6 +219,53 @@ def test_a_callback_hears_of_the_refusal(tmp_path):
         stream.append(b"x").add_done_callback(lambda receipt: heard.append(receipt.error))
         wait_until(lambda: heard)
         assert isinstance(heard[0], DiskFullError)
+
+
+def test_a_commit_that_came_through_at_the_second_try_is_told_as_any_other(tmp_path):
+    files = SickFiles()
+    options = BufferSettings(group_interval=600.0, min_free_disk_bytes=0)
+    with Buffer.open(tmp_path, options, files=files) as buffer:
+        stream = buffer.stream("events")
+        stream.append(b"one").wait()
+        told: list[str] = []
+        buffer.on_commit(lambda: told.append("committed"))
+        files.once = {"write": errno.EIO}
+        stream.append(b"two").wait()
+        assert files.failures == 1
+        wait_until(lambda: told)
+        assert payloads(stream) == [b"one", b"two"]
+
+
+def test_who_flushes_while_it_closes_or_later_hears_how_the_last_commit_ended(tmp_path):
+    files = SickFiles()
+    buffer = Buffer.open(tmp_path, BufferSettings(group_interval=600.0, defaults=REJECTING), files=files)
+    sound, sick = buffer.stream("sound"), buffer.stream("sick")
+    sound.append(b"one")
+    buffer.flush(5)
+    sick.append(b"lost")
+    files.sick = dict.fromkeys(("write", "create"), errno.EIO)
+    with buffer._passing:  # the last pass is still to come
+        closer = threading.Thread(target=buffer.close)
+        closer.start()
+        wait_until(lambda: sick._closed)
+        heard: list[StorageError] = []
+        flusher = threading.Thread(target=flush, args=(sick, heard))
+        flusher.start()
+        flusher.join(0.05)
+        assert flusher.is_alive()
+    flusher.join(5)
+    closer.join(5)
+    assert isinstance(heard[0], DiskError)
+    with pytest.raises(DiskError):
+        sick.flush(5)
+    sound.flush(5)
+
+
+def flush(stream, heard: list[StorageError]) -> None:
+    try:
+        stream.flush(5)
+    except StorageError as exc:
+        heard.append(exc)
 
 
 def test_a_folder_without_permission_is_a_clear_error(tmp_path, monkeypatch):

@@ -150,6 +150,29 @@ def test_damaged_bytes_are_kept_in_quarantine(pristine, tmp_path):
         assert [len(one.read_bytes()) for one in kept] == [end - start]
 
 
+@pytest.mark.parametrize("which", [0, -2, -1])
+def test_a_file_that_somebody_removed_meanwhile_is_counted_and_not_taken_for_delivered(pristine, tmp_path, which):
+    folder = tmp_path / "buffer"
+    shutil.copytree(pristine, folder)
+    with Buffer.open(folder, OPTIONS) as buffer:
+        stream = buffer.stream("events")
+        segment = sorted(folder.glob("streams/events/*.seg"))[which]
+        lost = {n for _, _, numbers in blocks_of(segment) for n in numbers if n > ACKNOWLEDGED}
+        segment.unlink()
+        for record in stream.read(stream.acknowledged):
+            assert record.sequence not in lost
+            stream.acknowledge(record.sequence)
+        stream.acknowledge(RECORDS)
+        ledger = stream.ledger()
+        assert (ledger.acknowledged, ledger.pending) == (RECORDS - len(lost), 0)
+        assert ledger.dropped[DropReason.CORRUPT] == len(lost) > 0
+        stream.append(payload(RECORDS + 1)).wait(5)
+    with Buffer.open(folder, OPTIONS) as buffer:
+        stream = buffer.stream("events")
+        assert stream.ledger().dropped[DropReason.CORRUPT] == len(lost)
+        assert [record.sequence for record in stream.read(stream.acknowledged)] == [RECORDS + 1]
+
+
 def test_what_was_lost_is_counted_before_anything_after_it_is_handed_out(pristine, tmp_path, monkeypatch):
     folder = tmp_path / "buffer"
     shutil.copytree(pristine, folder)

@@ -205,6 +205,41 @@ def test_a_full_folder_refuses_what_may_drop_nothing(tmp_path):
         assert stream.ledger().balanced
 
 
+def test_one_stream_keeps_the_newest_of_what_a_small_folder_holds(tmp_path):
+    """Though a segment, and the stream's own bound, may be larger than the folder."""
+    settings = BufferSettings(group_interval=0.01, block_bytes=4096, max_bytes=256 << 10, min_free_disk_bytes=0)
+    with Buffer.open(tmp_path, settings) as buffer:
+        stream = buffer.stream("events")
+        for _ in range(100):
+            stream.append_many([os.urandom(500) for _ in range(20)]).wait(5)
+        assert 128 << 10 < buffer.stat().stored_bytes <= 256 << 10
+        assert sequences(stream)[-1] == 2000
+        assert stream.ledger().dropped[DropReason.EVICTED] == 2000 - len(sequences(stream))
+
+
+def test_a_folder_of_many_small_streams_takes_new_records_at_the_cost_of_old_ones(tmp_path):
+    """None of them fills a segment before the folder is full."""
+    settings = BufferSettings(group_interval=0.01, max_bytes=64 << 10, min_free_disk_bytes=0)
+    with Buffer.open(tmp_path, settings) as buffer:
+        streams = [buffer.stream(f"sensor-{number}") for number in range(20)]
+        for _ in range(16):
+            for stream in streams:
+                stream.append(os.urandom(400)).wait(5)
+        buffer.flush(5)
+        assert 32 << 10 < buffer.stat().stored_bytes <= 64 << 10
+        for stream in streams:
+            assert stream.ledger().appended == 16
+            assert stream.ledger().balanced
+            assert stream.ledger().pending == len(sequences(stream))
+        ledgers = [stream.ledger() for stream in streams]
+    with Buffer.open(tmp_path, settings) as buffer:
+        assert [stream.ledger() for stream in buffer.streams()] == sorted_by_name(streams, ledgers)
+
+
+def sorted_by_name(streams, ledgers) -> list:
+    return [ledger for _, ledger in sorted(zip((stream.name for stream in streams), ledgers, strict=True))]
+
+
 def test_free_space_on_the_disk_is_kept(tmp_path):
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     settings = BufferSettings(

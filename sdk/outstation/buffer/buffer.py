@@ -271,7 +271,7 @@ class Buffer:
         vault = Vault(name, self._keys)
         access = Access(self.files, found.epoch, vault.open)
         stream = Stream(name, settings, self, found, access)
-        limit = segment_limit(self.settings.segment_bytes, settings)
+        limit = segment_limit(self.settings, settings)
         segments = Log(
             name, found.folder, self.files, self._handles, segment_limit=limit, newest_serial=found.newest_serial
         )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from outstation.buffer import policy
 from outstation.buffer.log import Log, Protector, is_full
-from outstation.buffer.receipt import Batch
+from outstation.buffer.receipt import Batch, Work
 from outstation.buffer.rewrite import repair, thin
 from outstation.buffer.salvage import UnreadableError, is_unreadable
 from outstation.buffer.segment import Access, Segment, file_name
 from outstation.buffer.steady import SteadyClock
-from outstation.buffer.stream import Stream, Work
+from outstation.buffer.stream import Stream
 from outstation.errors import CorruptBlockError, StorageError, from_os_error
 from outstation.settings import BufferSettings
 from outstation.types import DropReason, WhenFull
@@ -68,11 +69,12 @@ class Committer:
         self._access = access
         self._protect = protect
         self._work: Work | None = None
+        self._committed = False  # the commit that is under way, or was the last, has brought records to the disk
         self._doubtful = False  # the last block did not compress
         self._blocks: list[tuple[BlockHeader, bytes]] = []
         self._doomed: list[Path] = []  # to be removed once the balance that explains it is on the disk
         # One segment less than the bound: what is let go is removed only after the commit that explains it.
-        limit = policy.segment_limit(settings.segment_bytes, stream.settings)
+        limit = policy.segment_limit(settings, stream.settings)
         self._bound_bytes = stream.settings.max_bytes - limit
         self._checkpointed: tuple[object, ...] | None = None
         self._unread: dict[int, tuple[int, int]] = {}  # by serial: how often it could not be read, when to try again
@@ -80,6 +82,9 @@ class Committer:
     def write(self) -> bool:
         """Write what waits; True when :meth:`sync` must follow. What the disk refuses ends in the receipts."""
         stream = self.stream
+        self._committed = False
+        if stream.taken.batches or stream.taken.tickets:
+            self._take_up()
         if stream.suspects:
             self._mend()
         self._retire()
@@ -97,31 +102,47 @@ class Committer:
             if not self._log.rewind():
                 self._abandon()
             self._try_again(work, exc)
-        return self._work is not None
+        return self._work is not None or self._committed
 
     def sync(self) -> bool:
         """Bring it to the disk and tell everyone who waits; True when records were committed."""
         work = self._work
         if work is None:
-            return False
+            return self._committed
         try:
             segment = self._log.sync()
         except OSError as exc:
             self._abandon()
-            return self._try_again(work, exc)
-        return self._done(work, segment)
+            self._try_again(work, exc)
+        else:
+            self._done(work, segment)
+        return self._committed
 
     def fail(self, error: StorageError) -> None:
         """Refuse what is under way, after a fault that has nothing to do with the disk."""
-        work, self._work = self._work, None
+        self._work = None
         self._abandon()
-        self.stream.fail(work or Work([], []), error)
+        self.stream.fail(error)
 
     def close(self) -> None:
         """Write the state, so that the next opening reads nothing else. Never raises."""
         self._log.trim()
         if self._checkpointed != self._now():
             self._checkpoint()
+        self.stream.finish()
+
+    def _take_up(self) -> None:
+        """Go on after a commit that was interrupted: by Ctrl-C, say, on the thread of somebody who helped out.
+
+        If its sync had returned, it is on the disk. If not nobody knows what its segment holds, and all of it is
+        written once more elsewhere.
+        """
+        work, segment = self.stream.taken, self._log.synced
+        if work.batches and segment is not None and work.batches[0].first_sequence <= segment.last_sequence:
+            self._done(work, segment)
+            return
+        self._abandon()
+        self.stream.balance_dirty = True
 
     def _encode(self, batch: Batch) -> tuple[BlockHeader, bytes]:
         level = self._settings.zstd_level
@@ -137,7 +158,7 @@ class Committer:
             self.stream.balance_dirty = self.stream.balance_dirty or dirty
             raise
 
-    def _try_again(self, work: Work, exc: OSError) -> bool:
+    def _try_again(self, work: Work, exc: OSError) -> None:
         """Once more, with room made if room is missing and in a new segment if the old one failed; else refuse."""
         for _ in range(TRIES):
             if is_full(exc) and not self._evict_one():
@@ -153,23 +174,23 @@ class Committer:
                     break
                 exc = again
                 continue
-            return self._done(work, segment)
+            self._done(work, segment)
+            return
         self._work = None
         error = from_os_error(exc, doing=f"store records of the stream {self.stream.name!r}", path=self._log.folder)
         log.error("%s %s", error, error.hint)
         self.stream.balance_dirty = True
-        self.stream.fail(work, error)
-        return False
+        self.stream.fail(error)
 
-    def _done(self, work: Work, segment: Segment) -> bool:
+    def _done(self, work: Work, segment: Segment) -> None:
         self._work, self._blocks = None, []
+        self._committed = self._committed or bool(work.batches)
         self.stream.publish(work, segment)
         try:
             if segment.sealed or self._doomed:
                 self._checkpoint()
         finally:
             work.settle_tickets()
-        return bool(work.batches)
 
     def _checkpoint(self) -> None:
         stream = self.stream
@@ -209,10 +230,20 @@ class Committer:
         if surplus > 0:
             self._room.make_room(stream, surplus)
 
-    def shed(self, surplus_bytes: int) -> int:
-        """Let go of up to *surplus_bytes* in the way of the stream's policy; how much that was."""
+    def shed(self, surplus_bytes: int, *, all_of_it: bool) -> int:
+        """Let go of up to *surplus_bytes* in the way of the stream's policy; how much that was.
+
+        *all_of_it*: the segment that is being filled too, which is closed for it.
+        """
         before = self.stream.stored_bytes
         self._shed(surplus_bytes)
+        left = surplus_bytes - (before - self.stream.stored_bytes)
+        if all_of_it and left > 0 and self._log.active is not None:
+            try:
+                self._close_segment()
+            except OSError as exc:
+                log.warning("%s", from_os_error(exc, doing="close a segment", path=self._log.folder))
+            self._let_go(policy.oldest_over(self.stream.segments, left), DropReason.EVICTED)
         return before - self.stream.stored_bytes
 
     def _shed(self, surplus_bytes: int) -> None:
@@ -327,7 +358,10 @@ class Committer:
     def _rewrite(self, segment: Segment, *, insistent: bool) -> None:
         stream = self.stream
         if self._log.active is not None and self._log.active.serial == segment.serial:
-            closed = self._close_segment()
+            try:
+                closed = self._close_segment()
+            except FileNotFoundError:  # somebody removed it, and it was given up
+                closed = replace(segment, closed=True)
             if closed is None:
                 return
             segment = closed

@@ -310,10 +310,13 @@ class Committed:
             try:
                 chunk = read_chunk(self._access, segment, place, after, period)
             except FileNotFoundError:
-                # Removed meanwhile: the list says what is there now. If it still names the file, somebody else did it.
+                # Removed meanwhile: the list says what is there now. If it still names the file, somebody else did it,
+                # and it is damage as any other.
                 if segment is self._listed(segment.serial):
-                    missing = segment
-                    self._suspect(segment)
+                    missing = segment if mended == segment.serial else None
+                    if missing is None:
+                        mended = segment.serial
+                        self._await_mended(segment)
                 continue
             except ChangedError:
                 # It was rewritten, and the list will say so in a moment; if it never does, somebody else did it.

@@ -45,6 +45,7 @@ class Log:
         self._reserved = 0  # the active file's length on the disk, if it is longer than its frames
         self._created = False  # the active segment's name is not durable yet
         self._written: Segment | None = None  # the active segment as it will be once synced
+        self.synced: Segment | None = None  # what the last :meth:`sync` returned
 
     @property
     def position(self) -> tuple[int, int]:
@@ -91,8 +92,8 @@ class Log:
         if self._created:
             self._files.sync_directory(self.folder)
             self._created = False
-        self._written = None
-        self.active = None if segment.sealed else segment
+        # At once, without a call between them: a sync that is interrupted has happened, or it has not.
+        self._written, self.active, self.synced = None, None if segment.sealed else segment, segment
         if segment.sealed:
             self._handles.drop(segment.path)
         return segment

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from outstation.buffer.segment import Segment
-from outstation.settings import StreamSettings
+from outstation.settings import BufferSettings, StreamSettings
 from outstation.types import WhenFull
 
-# A segment is what is let go at once, so it must be small beside the stream's bound.
+# A segment is what is let go at once, so it must be small beside the bounds of its stream and of the folder.
 SEGMENTS_A_STREAM = 8
 SMALLEST_SEGMENT_BYTES = 4 << 10
 
 
-def segment_limit(segment_bytes: int, settings: StreamSettings) -> int:
+def segment_limit(folder: BufferSettings, stream: StreamSettings) -> int:
     """The size at which a segment of the stream closes."""
-    return max(SMALLEST_SEGMENT_BYTES, min(segment_bytes, settings.max_bytes // SEGMENTS_A_STREAM))
+    bound = min(folder.max_bytes, stream.max_bytes)
+    return max(SMALLEST_SEGMENT_BYTES, min(folder.segment_bytes, bound // SEGMENTS_A_STREAM))
 
 
 def thinnable(segments: Sequence[Segment]) -> tuple[Segment, Segment] | None:

@@ -6,7 +6,7 @@ import logging
 import threading
 from array import array
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from outstation.clock import Clock
 from outstation.errors import DeadlineError, StorageError
@@ -72,6 +72,14 @@ class Batch:
     @property
     def last_sequence(self) -> int:
         return self.first_sequence + len(self.times) - 1
+
+    def cut(self, count: int) -> None:
+        """Take back whatever goes beyond *count* records: an append that was interrupted between two columns."""
+        for column in (self.index, self.times, self.sizes):
+            del column[count:]
+        surplus = sum(map(len, self.payloads)) - sum(self.sizes)
+        while surplus > 0:
+            surplus -= len(self.payloads.pop())
 
     def draft(self) -> Draft:
         """The block that the records will be."""
@@ -156,6 +164,31 @@ class Receipt:
     def __repr__(self) -> str:
         state = "not on the disk yet" if not self.done else "on the disk" if self.error is None else "refused"
         return f"<Receipt for records {self.first_sequence} to {self.last_sequence}, {state}>"
+
+
+class Ticket:
+    """A wait for everything that came before it."""
+
+    __slots__ = ("error", "event")
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.error: StorageError | None = None
+
+    def settle(self, error: StorageError | None) -> None:
+        self.error = error
+        self.event.set()
+
+
+class Work(NamedTuple):
+    """What one commit has to bring to the disk."""
+
+    batches: list[Batch]
+    tickets: list[Ticket]
+
+    def settle_tickets(self) -> None:
+        for ticket in self.tickets:
+            ticket.settle(None)
 
 
 def call(callback: Callable[[], None]) -> None:

@@ -201,7 +201,10 @@ class _Rewriting:
     def copy(self, target: int) -> None:
         """Everything that is whole; the rest to quarantine."""
         segment = self._segment
-        source, size = open_for_reading(self._reading, segment.path)
+        try:
+            source, size = open_for_reading(self._reading, segment.path)
+        except FileNotFoundError:  # somebody removed it; the folder is there, for the new file is in it
+            return
         # Of a segment that was not read through, nobody knows yet where it ends; but which numbers it may hold.
         length, before = (size, segment.first_sequence - 1) if segment.unread else (min(size, segment.length), 0)
         try:

@@ -23,7 +23,7 @@ class Shedder(Protocol):
 
     stream: Stream
 
-    def shed(self, surplus_bytes: int) -> int: ...
+    def shed(self, surplus_bytes: int, *, all_of_it: bool) -> int: ...
 
 
 class FolderRoom:
@@ -80,12 +80,13 @@ class FolderRoom:
         return [stream, *others]
 
     def make_room(self, stream: Stream, surplus_bytes: int) -> None:
-        """Have those who may give let go of *surplus_bytes* together."""
+        """Have those who may give let go of *surplus_bytes* together: closed segments first, then what is newer."""
         shedders = {shedder.stream.name: shedder for shedder in self._shedders()}
-        for giver in self.may_give(stream):
+        givers = self.may_give(stream)
+        for giver, all_of_it in [*((giver, False) for giver in givers), *((giver, True) for giver in givers)]:
             if surplus_bytes <= 0:
                 break
-            freed = shedders[giver.name].shed(surplus_bytes)
+            freed = shedders[giver.name].shed(surplus_bytes, all_of_it=all_of_it)
             if freed and giver is not stream:
                 giver.look_again(0.0)
             surplus_bytes -= freed
@@ -95,7 +96,7 @@ class FolderRoom:
         """Whether *size* more bytes have no room, and nobody has anything to give."""
         if self.surplus_bytes(size) <= 0:
             return False
-        return not any(segment.closed for giver in self.may_give(stream) for segment in giver.segments)
+        return not any(giver.segments for giver in self.may_give(stream))
 
     def _free(self) -> int:
         now = self._clock.monotonic()

@@ -10,11 +10,10 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from outstation.buffer.committed import Committed, Host
 from outstation.buffer.frames import Balance
-from outstation.buffer.receipt import Batch, Receipt
+from outstation.buffer.receipt import Batch, Receipt, Ticket, Work
 from outstation.buffer.recovery import Found
 from outstation.buffer.segment import Access, Segment
 from outstation.errors import (
@@ -58,31 +57,6 @@ RETRY_INTERVAL = 0.5
 FEW_METAS = 64
 
 
-class Ticket:
-    """A wait for everything that came before it."""
-
-    __slots__ = ("error", "event")
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.error: StorageError | None = None
-
-    def settle(self, error: StorageError | None) -> None:
-        self.error = error
-        self.event.set()
-
-
-class Work(NamedTuple):
-    """What one commit has to bring to the disk."""
-
-    batches: list[Batch]
-    tickets: list[Ticket]
-
-    def settle_tickets(self) -> None:
-        for ticket in self.tickets:
-            ticket.settle(None)
-
-
 class Stream(Committed):
     """A named row of records, each with a sequence number from 1 on. Made by :meth:`Buffer.stream`."""
 
@@ -99,10 +73,12 @@ class Stream(Committed):
         self._limit = -1  # of _filling_bytes; -1 sends the next append the long way round
         self._queue: list[Batch] = []
         self._queue_bytes = 0
-        self._taken_bytes = 0  # under way to the disk
+        self._taken = Work([], [])  # under way to the disk
+        self._taken_bytes = 0
         self._tickets: list[Ticket] = []
         self._failure: StorageError | None = None
         self._retry_at = 0.0
+        self._finished = False
 
     # --- appending ---------------------------------------------------------------------------------------------
 
@@ -143,14 +119,18 @@ class Stream(Committed):
             meta = batch.keys.get(key)
             if meta is None:
                 meta = self._intern(batch, key)
-            if mark is not None:
-                self._take_mark(batch, mark)
-            batch.index.append(meta)
-            batch.times.append(time_unix_nano)
-            batch.sizes.append(len(payload))
-            batch.payloads.append(payload)
             sequence = self._next
-            self._next = sequence + 1
+            try:
+                batch.index.append(meta)
+                batch.times.append(time_unix_nano)
+                batch.sizes.append(len(payload))
+                batch.payloads.append(payload)
+                if mark is not None:
+                    self._take_mark(batch, mark)
+                self._next = sequence + 1
+            except BaseException:  # of a signal's handler, as Ctrl-C; the columns must stay of one length
+                batch.cut(self._next - batch.first_sequence)
+                raise
         receipt = Receipt(batch, sequence, sequence)
         if self._durable:
             receipt.wait()
@@ -186,11 +166,7 @@ class Stream(Committed):
             self._await_room(total, count)
             first = self._next
             for piece, size in pieces:
-                self._fill(piece, size)
-            batch = self._filling
-            assert batch is not None
-            if mark is not None:
-                self._take_mark(batch, mark)
+                batch = self._fill(piece, size, mark)
         receipt = Receipt(batch, first, first + count - 1)
         if self._durable:
             receipt.wait()
@@ -211,7 +187,7 @@ class Stream(Committed):
             )
         return [(rows, total)]
 
-    def _fill(self, rows: Rows, size: int) -> None:
+    def _fill(self, rows: Rows, size: int, mark: tuple[str, int] | None) -> Batch:
         keys, index, count = rows.keys, rows.places, len(rows.sizes)
         total = self._filling_bytes + size
         crowded = self._filling is not None and len(self._filling.metas) + min(len(keys), count) > MAX_METAS
@@ -225,11 +201,18 @@ class Stream(Committed):
         for place in used:
             found = batch.keys.get(keys[place])
             places[place] = self._intern(batch, keys[place]) if found is None else found
-        batch.index.extend(array("H", (places[0],)) * count if index is None else map(places.__getitem__, index))
-        batch.payloads.append(rows.run)
-        batch.sizes += rows.sizes
-        batch.times += rows.times
-        self._next += count
+        try:
+            batch.index.extend(array("H", (places[0],)) * count if index is None else map(places.__getitem__, index))
+            batch.payloads.append(rows.run)
+            batch.sizes += rows.sizes
+            batch.times += rows.times
+            if mark is not None:
+                self._take_mark(batch, mark)
+            self._next += count
+        except BaseException:  # as in append
+            batch.cut(self._next - batch.first_sequence)
+            raise
+        return batch
 
     def _admit(self, size: int, count: int) -> int:
         self._await_room(size, count)
@@ -279,10 +262,11 @@ class Stream(Committed):
         return size
 
     def _close_batch(self) -> None:
-        if self._filling is not None and self._filling.count:
-            self._queue.append(self._filling)
-            self._queue_bytes += self._filling_bytes
-        self._filling, self._filling_bytes, self._limit = None, 0, -1
+        batch = self._filling if self._filling is not None and self._filling.count else None
+        size, self._filling, self._filling_bytes, self._limit = self._filling_bytes, None, 0, -1
+        if batch is not None:
+            self._queue_bytes += size
+            self._queue.append(batch)
 
     def _intern(self, batch: Batch, key: MetaKey) -> int:
         """The place of content type and attributes in the block, where they stand once for all records."""
@@ -297,11 +281,13 @@ class Stream(Committed):
 
     def _take_mark(self, batch: Batch, mark: tuple[str, int]) -> None:
         producer, number = mark
-        batch.marks[producer] = max(number, batch.marks.get(producer, 0))
-        self._marks[producer] = max(number, self._marks.get(producer, 0))
+        stored, taken = max(number, batch.marks.get(producer, 0)), max(number, self._marks.get(producer, 0))
         self._filling_bytes += len(producer) + 16
-        if len(batch.marks) >= MAX_METAS:
+        if len(batch.marks) + 1 >= MAX_METAS:
             self._limit = -1
+        # Last, and without a call between them: an interrupted append leaves no mark of records that are not there.
+        batch.marks[producer] = stored
+        self._marks[producer] = taken
 
     def _reject(self, count: int) -> None:
         self.balance = self.balance._replace(rejected=self.balance.rejected + count)
@@ -338,7 +324,9 @@ class Stream(Committed):
         """
         ticket = Ticket()
         with self._lock:
-            if self._closed:
+            if self._finished:
+                if self._failure is not None:
+                    raise self._failure
                 return
             self._tickets.append(ticket)
             self._host.note(self, 0.0)
@@ -351,12 +339,18 @@ class Stream(Committed):
 
     # --- for the commit thread ---------------------------------------------------------------------------------
 
+    @property
+    def taken(self) -> Work:
+        """What was taken and neither published nor refused: under way, or its commit was interrupted."""
+        return self._taken
+
     def take(self) -> Work:
         """Everything that waits, in order. The batches belong to the caller until :meth:`publish` or :meth:`fail`."""
         with self._lock:
             self._close_batch()
-            work = Work(self._queue, self._tickets)
-            self._taken_bytes, self._queue, self._queue_bytes, self._tickets = self._queue_bytes, [], 0, []
+            work = Work([*self._taken.batches, *self._queue], [*self._taken.tickets, *self._tickets])
+            self._taken_bytes += self._queue_bytes
+            self._taken, self._queue, self._queue_bytes, self._tickets = work, [], 0, []
         return work
 
     def take_balance(self) -> tuple[Balance, bool]:
@@ -370,14 +364,15 @@ class Stream(Committed):
         with self._lock:
             if segment is not None:
                 self._replace_segment(segment)
-            if work.batches:
-                self.balance = self.balance.through(work.batches[-1].last_sequence)
+                if work.batches:
+                    self.balance = self.balance.through(segment.last_sequence)
             for batch in work.batches:
                 for producer, number in batch.marks.items():
                     self.committed_marks[producer] = max(number, self.committed_marks.get(producer, 0))
             self._taken_bytes, self._failure = 0, None
             self._settled.notify_all()
         self._settle(work.batches, None)
+        self._taken = Work([], [])  # now: whoever is interrupted before is here a second time, which does no harm
 
     def learn_marks(self, marks: Mapping[str, int]) -> None:
         """These *marks* were found in a segment that could not be read before."""
@@ -386,13 +381,14 @@ class Stream(Committed):
                 self._marks[producer] = max(number, self._marks.get(producer, 0))
                 self.committed_marks[producer] = max(number, self.committed_marks.get(producer, 0))
 
-    def fail(self, work: Work, error: StorageError) -> None:
-        """The disk refused *work*: it and all that was appended since is refused, and counted as rejected."""
+    def fail(self, error: StorageError) -> None:
+        """The disk refused what was taken: it and all that was appended since is refused, and counted as rejected."""
         with self._lock:
             self._close_batch()
-            refused = [*work.batches, *self._queue]
-            tickets = [*work.tickets, *self._tickets]
-            self._taken_bytes, self._queue, self._queue_bytes, self._tickets = 0, [], 0, []
+            refused = [*self._taken.batches, *self._queue]
+            tickets = [*self._taken.tickets, *self._tickets]
+            self._taken, self._taken_bytes = Work([], []), 0
+            self._queue, self._queue_bytes, self._tickets = [], 0, []
             self._reject(sum(batch.count for batch in refused))  # and what the balance said is written again
             self._next = self.balance.last_sequence + 1
             self._marks = dict(self.committed_marks)
@@ -407,6 +403,14 @@ class Stream(Committed):
         with self._lock:
             self._closed, self._limit = True, -1
             self._settled.notify_all()
+
+    def finish(self) -> None:
+        """The last pass was made: whoever flushes after it is told at once how it ended."""
+        with self._lock:
+            self._finished = True
+            tickets, self._tickets = self._tickets, []
+        for ticket in tickets:
+            ticket.settle(self._failure)
 
     def _room_changed(self) -> None:
         if self.settings.when_full is WhenFull.REJECT:
