@@ -157,10 +157,11 @@ def cuts(tmp_path: Path, name: str, seed: int, *, rounds: int, every: int, outco
     return tried
 
 
-@pytest.mark.parametrize("name", ["evicting", "thinning"])
-def test_content_is_on_the_disk_before_its_name_and_names_before_anything_is_removed(tmp_path, name):
+def test_content_is_on_the_disk_before_its_name_and_names_before_anything_is_removed(tmp_path):
     files = RecordingFiles(tmp_path)
-    play(files, tmp_path, OPTIONS[name], seed=2, rounds=100)
+    with Buffer.open(tmp_path, OPTIONS["thinning"], clock=FakeClock(), files=files) as buffer:
+        for number in range(200):
+            buffer.stream("events").append(random.Random(number).randbytes(300)).wait()
     unsynced, renamed, removed = set(), 0, 0
     for operation in files.operations:
         if operation.kind in {"write", "truncate"}:
@@ -170,14 +171,14 @@ def test_content_is_on_the_disk_before_its_name_and_names_before_anything_is_rem
         elif operation.kind == "rename":
             assert operation.inode not in unsynced
             unsynced.add(operation.target.parent)
-            renamed += 1
+            renamed += operation.target.suffix == ".seg"
         elif operation.kind == "sync_directory":
             unsynced.discard(operation.path)
         elif operation.kind == "unlink":
             assert operation.path.parent not in unsynced
             removed += 1
-    assert renamed > 10
-    assert removed > 10
+    assert renamed > 5
+    assert removed > 5
 
 
 @pytest.mark.parametrize("name", ["plain", "evicting", "thinning"])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from outstation.buffer import Buffer, commit
+from outstation.buffer import Buffer, commit, quarantine
 from outstation.buffer.segment import Frame, walk
 from outstation.durable import FILES
 from outstation.settings import BufferSettings
@@ -171,6 +171,18 @@ def test_a_file_that_somebody_removed_meanwhile_is_counted_and_not_taken_for_del
         stream = buffer.stream("events")
         assert stream.ledger().dropped[DropReason.CORRUPT] == len(lost)
         assert [record.sequence for record in stream.read(stream.acknowledged)] == [RECORDS + 1]
+
+
+def test_the_quarantine_is_bounded_in_bytes_and_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(quarantine, "MAX_BYTES", 100)
+    monkeypatch.setattr(quarantine, "MAX_FILES", 5)
+    for number in range(20):
+        quarantine.keep_bytes(tmp_path, f"{number:02d}", b"x", FILES)
+    assert len(list((tmp_path / "quarantine").iterdir())) == 5
+    for number in range(20, 25):
+        quarantine.keep_bytes(tmp_path, f"{number:02d}", bytes(40), FILES)
+    assert sum(path.stat().st_size for path in (tmp_path / "quarantine").iterdir()) <= 100
+    assert (tmp_path / "quarantine" / "24").exists()
 
 
 def test_what_was_lost_is_counted_before_anything_after_it_is_handed_out(pristine, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ import threading
 import pytest
 
 from outstation.buffer import Buffer
+from outstation.buffer.encryption import Keys
+from outstation.buffer.view import look
 from outstation.errors import (
     BufferFullError,
     BufferLockedError,
@@ -115,6 +117,14 @@ def test_the_cursor_survives_and_never_goes_back(tmp_path):
     with Buffer.open(tmp_path) as buffer:
         assert buffer.stream("events").acknowledged == 6
         assert buffer.stream("events").ledger() == ledger
+
+
+def test_a_cursor_reaches_the_disk_though_nothing_else_happens(tmp_path):
+    with Buffer.open(tmp_path, settings()) as buffer:
+        stream = buffer.stream("events")
+        stream.append_many([b"a", b"b"]).wait(5)
+        stream.acknowledge(1)
+        wait_until(lambda: look(tmp_path, Keys())[0].found.balance.cursor == 1)
 
 
 def test_epoch_and_numbers_go_on_after_reopening(tmp_path):

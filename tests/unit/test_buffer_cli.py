@@ -102,6 +102,17 @@ def test_verify_finds_damage_and_repair_takes_it_out_of_the_way(station):
         assert buffer.stream("events").ledger().dropped[DropReason.CORRUPT] == 1
 
 
+def test_verify_misses_a_file_that_is_gone(station):
+    segments = sorted((station / "buffer" / "streams" / "events").glob("*.seg"))
+    before = json.loads(call(station, "ls", "--json").splitlines()[0])["pending"]
+    segments[0].unlink()
+    after = json.loads(call(station, "ls", "--json").splitlines()[0])["pending"]
+    assert after < before
+    assert f"{before - after} records that the account has are in no file" in call(station, "verify", code=1)
+    assert f"{before - after} corrupt" in call(station, "repair")
+    assert "no damage" in call(station, "verify")
+
+
 @pytest.mark.parametrize("arguments", [("cat", "nothing"), ("cat", "events", "--since", "yesterday")])
 def test_a_wrong_question_is_answered_as_such(station, arguments):
     result = CliRunner().invoke(app, [*arguments, "--data", str(station)])

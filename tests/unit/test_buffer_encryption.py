@@ -9,8 +9,8 @@ import pytest
 
 from outstation.buffer import Buffer
 from outstation.errors import DecryptionError, MissingExtraError, SettingsError
-from outstation.settings import BufferSettings
-from outstation.types import DropReason
+from outstation.settings import BufferSettings, StreamSettings
+from outstation.types import DropReason, WhenFull
 
 KEYS = {number: os.urandom(32).hex() for number in (1, 2, 3)}
 SECRET = b"the pressure of boiler 3 is 4.2 bar"
@@ -139,6 +139,20 @@ def test_a_replayed_segment_that_was_removed_brings_nothing_back(tmp_path, optio
         assert list(buffer.stream("events").read()) == []
         assert buffer.stream("events").ledger().acknowledged == 60
         assert buffer.stream("events").ledger().balanced
+
+
+def test_a_stream_that_cannot_be_thinned_without_an_old_key_lets_whole_segments_go(tmp_path, options):
+    folder = tmp_path / "buffer"
+    thinning = StreamSettings(when_full=WhenFull.THIN, max_bytes=48 << 10)
+    write(folder, options(1, defaults=thinning), count=150)
+    with Buffer.open(folder, options(2, defaults=thinning)) as buffer:
+        stream = buffer.stream("events")
+        for _ in range(150):
+            stream.append(os.urandom(300)).wait(5)
+        ledger = stream.ledger()
+        assert ledger.dropped[DropReason.EVICTED] > 0
+        assert ledger.dropped[DropReason.REJECTED] == ledger.dropped[DropReason.CORRUPT] == 0
+        assert ledger.balanced
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,28 @@ def test_a_full_folder_refuses_what_may_drop_nothing(tmp_path):
         assert stream.ledger().balanced
 
 
+def test_what_waits_in_memory_counts_for_the_folder_too(tmp_path):
+    settings = BufferSettings(
+        group_interval=600.0,
+        block_bytes=4096,
+        max_bytes=128 << 10,
+        min_free_disk_bytes=0,
+        defaults=StreamSettings(when_full=WhenFull.REJECT),
+    )
+    with Buffer.open(tmp_path, settings) as buffer:
+        refused = 0
+        for number in range(10):  # each alone has room in memory, and by its own bound
+            stream = buffer.stream(f"stream-{number}")
+            try:
+                for _ in range(100):
+                    stream.append(os.urandom(400))
+            except BufferFullError:
+                refused += 1
+        buffer.flush(5)
+        assert refused > 5
+        assert 64 << 10 < buffer.stat().stored_bytes <= 128 << 10
+
+
 def test_one_stream_keeps_the_newest_of_what_a_small_folder_holds(tmp_path):
     """Though a segment, and the stream's own bound, may be larger than the folder."""
     settings = BufferSettings(group_interval=0.01, block_bytes=4096, max_bytes=256 << 10, min_free_disk_bytes=0)

@@ -15,7 +15,7 @@ from outstation.buffer.salvage import UnreadableError, is_unreadable
 from outstation.buffer.segment import Access, Segment, file_name
 from outstation.buffer.steady import SteadyClock
 from outstation.buffer.stream import Stream
-from outstation.errors import CorruptBlockError, StorageError, from_os_error
+from outstation.errors import CorruptBlockError, DecryptionError, StorageError, from_os_error
 from outstation.settings import BufferSettings
 from outstation.types import DropReason, WhenFull
 from outstation.wire.block import BlockHeader
@@ -282,6 +282,9 @@ class Committer:
                 break
             except CorruptBlockError:
                 stream.suspects.update(segment.serial for segment in pair)
+                break
+            except DecryptionError as exc:  # its key was taken away: whole segments go instead
+                log.warning("A segment of the stream %r cannot be thinned. %s %s", stream.name, exc, exc.hint)
                 break
             stream.put_back(thinned.segment, DropReason.THINNED, thinned.lost, start=start)
             self._doomed.append(pair[0].path)

@@ -11,6 +11,8 @@ from outstation.durable import Files
 QUARANTINE = "quarantine"
 # Two large segments: enough to study a fault, little beside the stream.
 MAX_BYTES = 16 << 20
+# A damaged piece may be a byte long: names, and the search for what is oldest, cost more than the bytes.
+MAX_FILES = 1000
 
 
 def keep_bytes(folder: Path, name: str, data: bytes, files: Files) -> None:
@@ -46,8 +48,9 @@ def _place(folder: Path, name: str, size: int, files: Files) -> Path:
         files.make_directory(quarantine)
     kept = sorted(quarantine.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     total = sum(path.stat().st_size for path in kept) + size
-    for path in kept:
-        if total <= MAX_BYTES:
+    surplus = len(kept) + 1 - MAX_FILES
+    for number, path in enumerate(kept):
+        if total <= MAX_BYTES and number >= surplus:
             break
         total -= path.stat().st_size
         files.unlink(path)

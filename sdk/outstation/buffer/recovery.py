@@ -51,6 +51,7 @@ class Found:
     cut: Damage | None = None  # the torn tail of the last segment
     rewrites: list[Seal] = field(default_factory=list)  # of segments that a rewrite made
     newest_serial: int = 0
+    missing: int = 0  # records that are pending by the account and in no file
     state_damaged: bool = False
     holes: dict[Path, list[tuple[int, int]]] = field(default_factory=dict)  # what could not be read, by file
 
@@ -318,6 +319,7 @@ def _settle(found: Found, balance: Balance, access: Access) -> None:
             share = min(balance.accounted_pending - present, room - count_after(access, segment, balance.start))
             segment.count += max(0, share)
             present += max(0, share)
+    found.missing = max(0, balance.accounted_pending - present)
     found.balance = reconciled(balance, present)
 
 

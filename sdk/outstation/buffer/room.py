@@ -11,6 +11,7 @@ from typing import Protocol
 from outstation.buffer import policy
 from outstation.buffer.stream import Stream
 from outstation.clock import Clock
+from outstation.errors import mapped_os_errors
 from outstation.settings import BufferSettings
 from outstation.types import WhenFull
 
@@ -93,7 +94,12 @@ class FolderRoom:
             self._free_bytes += freed
 
     def is_full(self, stream: Stream, size: int) -> bool:
-        """Whether *size* more bytes have no room, and nobody has anything to give."""
+        """Whether *size* more bytes have no room, and nobody has anything to give.
+
+        For a stream that gives nothing, whatever waits in memory has its room already.
+        """
+        if not policy.drops(stream.settings):
+            size += sum(shedder.stream.uncommitted_bytes for shedder in self._shedders())
         if self.surplus_bytes(size) <= 0:
             return False
         return not any(giver.segments for giver in self.may_give(stream))
@@ -101,7 +107,8 @@ class FolderRoom:
     def _free(self) -> int:
         now = self._clock.monotonic()
         if now - self._looked >= DISK_INTERVAL:
-            found = os.statvfs(self._folder)
+            with mapped_os_errors(doing="ask how much is free", path=self._folder):
+                found = os.statvfs(self._folder)
             self._free_bytes = found.f_bavail * found.f_frsize
             self._looked = now
         return self._free_bytes

@@ -228,7 +228,7 @@ class Stream(Committed):
             if self._failure is not None and self.clock.monotonic() < self._retry_at:
                 self._reject(count)
                 raise self._failure
-            uncommitted = self._taken_bytes + self._queue_bytes + self._filling_bytes
+            uncommitted = self.uncommitted_bytes
             if (
                 self.settings.when_full is WhenFull.REJECT
                 and self._stored_bytes + uncommitted + size > self._bound_bytes
@@ -292,6 +292,11 @@ class Stream(Committed):
     def _reject(self, count: int) -> None:
         self.balance = self.balance._replace(rejected=self.balance.rejected + count)
         self.balance_dirty = True
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """What was appended and is not on the disk yet."""
+        return self._taken_bytes + self._queue_bytes + self._filling_bytes
 
     def hurry(self, *, help_out: bool = False) -> None:
         """Ask for a commit now; returns at once, or, to *help_out*, when one was made by this thread."""

@@ -82,6 +82,8 @@ class StreamView:
         found = self.found
         if found.state_damaged:
             yield Fault(found.folder / "state", 0, 0, 0, "the state file is damaged")
+        if found.missing:
+            yield Fault(found.folder, 0, 0, 0, f"{found.missing} records that the account has are in no file")
         for path in found.foreign:
             yield Fault(path, 0, 0, path.stat().st_size, "does not belong to this stream or place")
         for segment in found.segments:
