@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from faults.recording import Disk, RecordingFiles
 from outstation.buffer import Buffer
+from outstation.durable import Files
 from outstation.settings import BufferSettings, StreamSettings
 from outstation.testing import FakeClock
 from outstation.types import DropReason, WhenFull
@@ -179,6 +181,39 @@ def test_content_is_on_the_disk_before_its_name_and_names_before_anything_is_rem
             removed += 1
     assert renamed > 5
     assert removed > 5
+
+
+class CopyOfEachRename(Files):
+    """What a kill just after a segment was rewritten would leave."""
+
+    def __init__(self, root: Path, place: Path) -> None:
+        self._root, self._place = root, place
+        self.copies: list[Path] = []
+
+    def rename(self, source, target):
+        super().rename(source, target)
+        if target.suffix == ".seg":
+            self.copies.append(self._place / f"{len(self.copies)}")
+            shutil.copytree(self._root, self.copies[-1])
+
+
+def test_what_is_thinned_twice_in_one_commit_is_told_as_thinned_whenever_it_is_killed(tmp_path):
+    files = CopyOfEachRename(tmp_path / "root", tmp_path)
+    history = StreamSettings(max_bytes=48 << 10, when_full=WhenFull.THIN)
+    options = BufferSettings(group_interval=600.0, segment_bytes=4096, block_bytes=1024, defaults=history)
+    with Buffer.open(tmp_path / "root", options, clock=FakeClock(), files=files) as buffer:
+        stream = buffer.stream("events")
+        for _ in range(120):
+            stream.append(os.urandom(300)).wait()
+        seen = len(files.copies)
+        stream.append_many([os.urandom(300) for _ in range(80)]).wait()
+        assert len(files.copies) - seen > 2
+    for folder in files.copies:
+        with Buffer.open(folder, options, clock=FakeClock()) as buffer:
+            ledger = buffer.stream("events").ledger()
+            assert ledger.balanced
+            assert ledger.dropped[DropReason.THINNED] > 0
+            assert ledger.dropped[DropReason.CORRUPT] == 0
 
 
 @pytest.mark.parametrize("name", ["plain", "evicting", "thinning"])

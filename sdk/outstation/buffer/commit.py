@@ -10,7 +10,7 @@ from typing import Protocol
 from outstation.buffer import policy
 from outstation.buffer.log import Log, Protector, is_full
 from outstation.buffer.receipt import Batch, Work
-from outstation.buffer.rewrite import repair, thin
+from outstation.buffer.rewrite import Untold, repair, thin
 from outstation.buffer.salvage import UnreadableError, is_unreadable
 from outstation.buffer.segment import Access, Segment, file_name
 from outstation.buffer.steady import SteadyClock
@@ -77,6 +77,8 @@ class Committer:
         limit = policy.segment_limit(settings, stream.settings)
         self._bound_bytes = stream.settings.max_bytes - limit
         self._checkpointed: tuple[object, ...] | None = None
+        self._untold = Untold()
+        self._written_rewrites = 0  # of the balance that was written last
         self._unread: dict[int, tuple[int, int]] = {}  # by serial: how often it could not be read, when to try again
 
     def write(self) -> bool:
@@ -157,6 +159,7 @@ class Committer:
         except OSError:
             self.stream.balance_dirty = self.stream.balance_dirty or dirty
             raise
+        self._written_rewrites = balance.rewrites
 
     def _try_again(self, work: Work, exc: OSError) -> None:
         """Once more, with room made if room is missing and in a new segment if the old one failed; else refuse."""
@@ -184,6 +187,7 @@ class Committer:
 
     def _done(self, work: Work, segment: Segment) -> None:
         self._work, self._blocks = None, []
+        self._untold.told(self._written_rewrites)
         self._committed = self._committed or bool(work.batches)
         self.stream.publish(work, segment)
         try:
@@ -271,6 +275,7 @@ class Committer:
                     start,
                     number,
                     pending=pending,
+                    untold=self._untold.of(pair),
                     block_bytes=self._settings.block_bytes,
                     level=self._settings.zstd_level,
                     protect=self._protect,
@@ -286,6 +291,7 @@ class Committer:
             except DecryptionError as exc:  # its key was taken away: whole segments go instead
                 log.warning("A segment of the stream %r cannot be thinned. %s %s", stream.name, exc, exc.hint)
                 break
+            self._untold.add(thinned)
             stream.put_back(thinned.segment, DropReason.THINNED, thinned.lost, start=start)
             self._doomed.append(pair[0].path)
         return before - stream.stored_bytes
@@ -371,7 +377,9 @@ class Committer:
         number = stream.balance.rewrites + 1
         start = stream.balance.start
         pending = stream.pending_in(segment)
-        mended = repair(self._access, segment, start, number, pending=pending, insistent=insistent)
+        untold = self._untold.of((segment,))
+        mended = repair(self._access, segment, start, number, pending=pending, untold=untold, insistent=insistent)
+        self._untold.add(mended)
         stream.learn_marks(mended.marks)  # before anyone is told that they are all known
         stream.put_back(mended.segment, DropReason.CORRUPT, mended.lost, start=start)
         log.warning(

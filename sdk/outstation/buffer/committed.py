@@ -312,12 +312,9 @@ class Committed:
             except FileNotFoundError:
                 # Removed meanwhile: the list says what is there now. If it still names the file, somebody else did it,
                 # and it is damage as any other.
-                if segment is self._listed(segment.serial):
-                    missing = segment if mended == segment.serial else None
-                    if missing is None:
-                        mended = segment.serial
-                        self._await_mended(segment)
-                continue
+                if segment is not self._listed(segment.serial):
+                    continue
+                chunk = Chunk([], place, exhausted=True, damaged=True)
             except ChangedError:
                 # It was rewritten, and the list will say so in a moment; if it never does, somebody else did it.
                 tries += 1

@@ -27,27 +27,68 @@ from outstation.wire.columns import Columns, Meta
 Protect = Callable[[BlockHeader, bytes, int], bytes]
 
 
+class Taken(NamedTuple):
+    """Pending records that rewrites took."""
+
+    thinned: int = 0
+    corrupt: int = 0
+
+
+NOTHING = Taken()
+
+
 class Rewritten(NamedTuple):
     """The segment as it is now, and how many pending records the rewrite took.
 
     Less than none when the segment was *unread*, and holds more than was thought; then ``marks`` are those in it.
+    ``taken`` is what its seal says.
     """
 
     segment: Segment
     lost: int
     marks: dict[str, int]
+    taken: Taken
+
+
+class Untold:
+    """What rewrites took and no balance on the disk tells of: the seal of each says so, and so must the seal of a
+    rewrite that replaces it before there is one.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[int, tuple[int, Taken]] = {}  # by serial, with the number of the rewrite
+
+    def of(self, segments: Sequence[Segment]) -> Taken:
+        found = [self._taken[segment.serial][1] for segment in segments if segment.serial in self._taken]
+        return Taken(sum(own.thinned for own in found), sum(own.corrupt for own in found))
+
+    def add(self, rewritten: Rewritten) -> None:
+        self._taken[rewritten.segment.serial] = rewritten.segment.rewrite, rewritten.taken
+
+    def told(self, rewrites: int) -> None:
+        """A balance is on the disk that includes so many rewrites."""
+        if self._taken:
+            self._taken = {serial: own for serial, own in self._taken.items() if own[0] > rewrites}
 
 
 def repair(
-    access: Access, segment: Segment, start: int, number: int, *, pending: int, insistent: bool = True
+    access: Access,
+    segment: Segment,
+    start: int,
+    number: int,
+    *,
+    pending: int,
+    untold: Taken = NOTHING,
+    insistent: bool = True,
 ) -> Rewritten:
     """Keep the whole frames of *segment*; the rest goes to quarantine.
 
-    *start*: records up to it are not pending, *pending* of the others are thought to be here. Raises OSError, and then
-    the old file is in place. What cannot be read is an UnreadableError or, unless *insistent*, damage.
+    *start*: records up to it are not pending, *pending* of the others are thought to be here. *untold*: what earlier
+    rewrites took of it and no balance says yet. Raises OSError, and then the old file is in place. What cannot be read
+    is an UnreadableError or, unless *insistent*, damage.
     """
     rewriting = _Rewriting(access, segment, start, number, Salvage(access.files, insistent=insistent))
-    return rewriting.run(rewriting.copy, pending, "corrupt", segment.first_sequence)
+    return rewriting.run(rewriting.copy, pending, "corrupt", segment.first_sequence, untold)
 
 
 def thin(
@@ -57,6 +98,7 @@ def thin(
     number: int,
     *,
     pending: int,
+    untold: Taken = NOTHING,
     level: int,
     block_bytes: int,
     protect: Protect,
@@ -84,7 +126,7 @@ def thin(
                     store(target, thinning.block(header.epoch))
         store(target, thinning.block(access.epoch))
 
-    return rewriting.run(fill, pending, "thinned", segments[0].first_sequence)
+    return rewriting.run(fill, pending, "thinned", segments[0].first_sequence, untold)
 
 
 class _Thinning:
@@ -173,7 +215,9 @@ class _Rewriting:
             unread=False,
         )
 
-    def run(self, fill: Callable[[int], None], before: int, reason: str, first_sequence: int) -> Rewritten:
+    def run(
+        self, fill: Callable[[int], None], before: int, reason: str, first_sequence: int, untold: Taken
+    ) -> Rewritten:
         segment, after, files = self._segment, self.after, self._access.files
         target = files.open(after.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
@@ -181,8 +225,8 @@ class _Rewriting:
             # It stands for the same numbers as before, so that its neighbours and the search still fit.
             after.first_sequence, after.last_sequence = first_sequence, segment.last_sequence
             lost = before - count_after(self._access, after, self._start)
-            counts = {reason: max(0, lost)}
-            seal = after.seal(self._access.epoch, **counts)
+            taken = untold._replace(**{reason: getattr(untold, reason) + max(0, lost)})
+            seal = after.seal(self._access.epoch, **taken._asdict())
             files.write(target, seal.pack(), after.length)
             files.sync(target)
         except BaseException:
@@ -196,7 +240,7 @@ class _Rewriting:
         files.rename(after.path, segment.path)
         files.sync_directory(segment.path.parent)
         after.path = segment.path
-        return Rewritten(after, lost, self._marks)
+        return Rewritten(after, lost, self._marks, taken)
 
     def copy(self, target: int) -> None:
         """Everything that is whole; the rest to quarantine."""

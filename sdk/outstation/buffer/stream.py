@@ -7,7 +7,6 @@ Reading and the account are in committed.py.
 
 from __future__ import annotations
 
-import threading
 from array import array
 from collections.abc import Mapping, Sequence
 

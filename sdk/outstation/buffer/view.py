@@ -149,7 +149,7 @@ def look(directory: Path, keys: Keys, only: str | None = None) -> list[StreamVie
 
 
 def _look_at(folder: Path, opener: Opener) -> StreamView:
-    tries = 5  # the owner may remove a segment between the listing and the reading; then the listing is old
+    tries = 5  # the owner may remove or rewrite a segment between the listing and the reading; then the listing is old
     while True:
         try:
             found = examine(folder, FILES, opener)
@@ -157,5 +157,8 @@ def _look_at(folder: Path, opener: Opener) -> StreamView:
             tries -= 1
             if tries == 0:
                 raise
+            continue
+        if found.missing and tries > 1:  # what is gone stays gone
+            tries -= 1
             continue
         return StreamView(folder.name, found, Access(FILES, found.epoch, opener))
