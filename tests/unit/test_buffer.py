@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 import pytest
@@ -84,6 +85,12 @@ def test_a_group_is_committed_by_itself_after_the_interval(tmp_path):
         buffer.stream("events").append(b"a")
         assert seen.wait(5)
         assert buffer.stream("events").last_sequence == 1
+
+
+def test_what_is_of_durability_memory_is_committed_by_itself_too(tmp_path):
+    with Buffer.open(tmp_path, settings(durability=Durability.MEMORY)) as buffer:
+        receipt = buffer.stream("events").append(b"x")
+        wait_until(lambda: receipt.done)
 
 
 def test_durability_record_returns_with_the_record_on_the_disk(tmp_path):
@@ -288,13 +295,24 @@ def test_a_report_tells_what_waits_and_since_when(tmp_path):
         assert (stream.report().pending_bytes, stream.report().oldest_time_unix_nano) == (0, 0)
 
 
-def test_many_threads_append_without_losing_or_mixing(tmp_path):
+@pytest.fixture
+def often():
+    """Threads take turns a hundred times as often as they do, so that a lock that is missing shows."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(before / 100)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_many_threads_append_without_losing_or_mixing(tmp_path, often):
     with Buffer.open(tmp_path, settings(block_bytes=4096)) as buffer:
         stream = buffer.stream("events")
 
         def write(own: int) -> None:
             for number in range(200):
-                stream.append_many([b"%d:%d:%d" % (own, number, part) for part in range(3)])
+                receipt = stream.append_many([b"%d:%d:%d" % (own, number, part) for part in range(3)])
+                if number % 10 == own % 10:
+                    receipt.wait()
 
         writers = [threading.Thread(target=write, args=(own,)) for own in range(16)]
         for writer in writers:
