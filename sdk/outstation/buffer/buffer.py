@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outstation.buffer import state as state_file
+from outstation.buffer.batch import call
 from outstation.buffer.commit import Committer
 from outstation.buffer.encryption import Keys, Vault
 from outstation.buffer.frames import Balance
@@ -17,7 +18,6 @@ from outstation.buffer.handles import LIMIT, Handles
 from outstation.buffer.lock import Lock
 from outstation.buffer.log import Log
 from outstation.buffer.policy import segment_limit
-from outstation.buffer.receipt import call
 from outstation.buffer.recovery import Found, examine, mend
 from outstation.buffer.room import FolderRoom
 from outstation.buffer.salvage import is_unreadable

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from outstation.buffer import policy
+from outstation.buffer.batch import Batch
 from outstation.buffer.log import Log, Protector, is_full
-from outstation.buffer.receipt import Batch, Work
+from outstation.buffer.receipt import Work
 from outstation.buffer.rewrite import Untold, repair, thin
 from outstation.buffer.salvage import UnreadableError, is_unreadable
 from outstation.buffer.segment import Access, Segment, file_name

@@ -187,6 +187,12 @@ class Committed:
 
     # --- for who commits ---------------------------------------------------------------------------------------
 
+    def take_balance(self) -> tuple[Balance, bool]:
+        """The account, and whether it differs from the one that was taken last."""
+        with self._lock:
+            dirty, self.balance_dirty = self.balance_dirty, False
+            return self.balance, dirty
+
     def let_go(self, segments: Sequence[Segment], reason: DropReason | None) -> None:
         """Take closed *segments*, the oldest ones, out of the stream; what was pending in them counts as *reason*."""
         with self._lock:

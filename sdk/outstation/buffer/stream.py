@@ -10,22 +10,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 
+from outstation.buffer.batch import Batch, cut_to_blocks
 from outstation.buffer.committed import Committed, Host
-from outstation.buffer.frames import Balance
-from outstation.buffer.receipt import Batch, Receipt, Ticket, Work
+from outstation.buffer.receipt import Receipt, Ticket, Work
 from outstation.buffer.recovery import Found
 from outstation.buffer.segment import Access, Segment
-from outstation.errors import (
-    BufferFullError,
-    ClosedError,
-    DeadlineError,
-    DiskError,
-    RecordTooLargeError,
-    StorageError,
-)
+from outstation.errors import BufferFullError, ClosedError, DeadlineError, DiskError, RecordTooLargeError, StorageError
 from outstation.settings import StreamSettings
 from outstation.types import NO_ATTRIBUTES, OCTETS, Durability, WhenFull
-from outstation.wire.block import MAX_METAS, MAX_RECORDS
+from outstation.wire.block import MAX_METAS
 from outstation.wire.checks import (
     MAX_INTEGER,
     MAX_RECORD_BYTES,
@@ -38,8 +31,6 @@ from outstation.wire.checks import (
     checked_times,
     joined,
     meta_keys,
-    pieces_of,
-    record_sizes,
     stored_meta,
 )
 
@@ -160,7 +151,7 @@ class Stream(Committed):
         if mark is not None:
             check_mark(mark)
         if len(rows.keys) > FEW_METAS or total > self._host.block_bytes:
-            pieces = self._pieces(rows, whole=mark is not None)
+            pieces = cut_to_blocks(rows, self._host.block_bytes, whole=mark is not None)
         with self._lock:
             self._await_room(total, count)
             first = self._next
@@ -170,21 +161,6 @@ class Stream(Committed):
         if self._durable:
             receipt.wait()
         return receipt
-
-    def _pieces(self, rows: Rows, *, whole: bool) -> list[tuple[Rows, int]]:
-        """*rows* cut to blocks, each with its bytes; one piece if it must be *whole*."""
-        sizes = record_sizes(rows.sizes, rows.keys, rows.places)
-        if max(sizes) > MAX_RECORD_BYTES:
-            raise RecordTooLargeError(f"A record of {max(sizes)} bytes; the bound is {MAX_RECORD_BYTES}.")
-        if not whole:
-            pieces = pieces_of(sizes, self._host.block_bytes, len(rows.keys))
-            return [(part, sum(sizes[start:end])) for part, (start, end) in zip(rows.cut(pieces), pieces, strict=True)]
-        total = sum(sizes)
-        if total > MAX_RECORD_BYTES or len(sizes) > MAX_RECORDS or len(rows.keys) > MAX_METAS // 2:
-            raise RecordTooLargeError(
-                f"{len(sizes)} records of {total} bytes do not fit one block, as a mark requires."
-            )
-        return [(rows, total)]
 
     def _fill(self, rows: Rows, size: int, mark: tuple[str, int] | None) -> Batch:
         keys, index, count = rows.keys, rows.places, len(rows.sizes)
@@ -356,12 +332,6 @@ class Stream(Committed):
             self._taken_bytes += self._queue_bytes
             self._taken, self._queue, self._queue_bytes, self._tickets = work, [], 0, []
         return work
-
-    def take_balance(self) -> tuple[Balance, bool]:
-        """The account, and whether it differs from the one that was taken last."""
-        with self._lock:
-            dirty, self.balance_dirty = self.balance_dirty, False
-            return self.balance, dirty
 
     def publish(self, work: Work, segment: Segment | None) -> None:
         """*work* is on the disk, at the end of *segment* (None: there was nothing to write). Tickets wait on."""
