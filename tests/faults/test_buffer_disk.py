@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from outstation.buffer import Buffer
+from outstation.buffer.stream import UNCOMMITTED_BLOCKS
 from outstation.durable import Files
 from outstation.errors import DiskError, DiskFullError, StorageError
 from outstation.settings import BufferSettings, StreamSettings
@@ -358,6 +359,41 @@ def test_a_remount_read_only_is_said_and_passes(tmp_path):
         run("mount", "-o", "remount,rw", str(disk))
         with Buffer.open(disk / "buffer", OPTIONS) as buffer:
             assert payloads(buffer.stream("events")) == [b"before", b"after"]
+
+
+class StuckFiles(Files):
+    """Syncs nothing until it is let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def sync_data(self, fd):
+        self.go.wait(30)
+        super().sync_data(fd)
+
+
+def test_an_append_waits_for_a_disk_that_is_16_blocks_behind(tmp_path):
+    files = StuckFiles()
+    with Buffer.open(tmp_path, OPTIONS, files=files) as buffer:
+        stream = buffer.stream("events")
+        count = 0
+
+        def write() -> None:
+            nonlocal count
+            while count < 200:
+                stream.append(os.urandom(1000))
+                count += 1
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        wait_until(lambda: stream.uncommitted_bytes > (UNCOMMITTED_BLOCKS - 1) * 4096)
+        writer.join(0.1)
+        assert writer.is_alive()
+        assert stream.uncommitted_bytes <= UNCOMMITTED_BLOCKS * 4096
+        files.go.set()
+        writer.join(10)
+        stream.flush(5)
+        assert len(payloads(stream)) == count == 200
 
 
 def test_a_slow_disk_delays_and_loses_nothing(tmp_path):

@@ -185,6 +185,34 @@ def test_the_folder_makes_the_least_important_stream_give(tmp_path):
             assert stream.ledger().pending == len(sequences(stream))
 
 
+def test_nobody_gives_for_a_less_important_stream(tmp_path):
+    settings = BufferSettings(
+        group_interval=0.01,
+        segment_bytes=4096,
+        block_bytes=1024,
+        max_bytes=64 << 10,
+        min_free_disk_bytes=0,
+        streams={
+            "alarms": StreamSettings(priority=0),
+            "readings": StreamSettings(priority=5),
+            "debug": StreamSettings(priority=9),
+        },
+    )
+    with Buffer.open(tmp_path, settings) as buffer:
+        alarms, readings, debug = (buffer.stream(name) for name in ("alarms", "readings", "debug"))
+        fill(alarms, 60)
+        fill(readings, 40)
+        buffer.flush(5)
+        assert alarms.ledger().pending == 60
+        assert readings.ledger().dropped[DropReason.EVICTED] > 0
+        left = readings.ledger().pending
+        with pytest.raises(BufferFullError, match="may go for"):
+            fill(debug, 60)
+        buffer.flush(5)
+        assert (alarms.ledger().pending, readings.ledger().pending) == (60, left)
+        assert buffer.stat().stored_bytes <= 64 << 10
+
+
 def test_a_full_folder_refuses_what_may_drop_nothing(tmp_path):
     settings = BufferSettings(
         group_interval=0.01,

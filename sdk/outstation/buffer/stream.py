@@ -212,7 +212,9 @@ class Stream(Committed):
                 raise BufferFullError(f"The stream {self.name!r} holds its {self.settings.max_bytes} bytes.")
             if self._host.is_full(self, size):
                 self._reject(count)
-                raise BufferFullError(f"The buffer's folder is full, and the stream {self.name!r} may drop nothing.")
+                raise BufferFullError(
+                    f"The buffer's folder is full, and nothing in it may go for the stream {self.name!r}."
+                )
             if uncommitted == 0 or uncommitted + size <= bound:
                 return
             self._host.note(self, 0.0)
