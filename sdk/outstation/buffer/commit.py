@@ -231,7 +231,8 @@ class Committer:
         surplus = stream.stored_bytes + incoming_bytes - self._bound_bytes
         if surplus > 0 and policy.drops(stream.settings):
             self._shed(surplus)
-        surplus = self._room.surplus_bytes(incoming_bytes)
+        # Who brings nothing gives nothing: others, less important, may have come a little over the folder's bound.
+        surplus = self._room.surplus_bytes(incoming_bytes) if incoming_bytes else 0
         if surplus > 0:
             self._room.make_room(stream, surplus)
 
