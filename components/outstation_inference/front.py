@@ -45,8 +45,8 @@ class Speaker(Protocol):
     closing: bool
     output: bytearray
 
-    def receive(self, data: bytes) -> list[Job]:
-        """What *data* completes."""
+    def receive(self, data: bytes | memoryview) -> list[Job]:
+        """What *data* completes; no view of it is kept."""
         ...
 
     def leave(self) -> None:
@@ -271,7 +271,7 @@ class Front:
         if not size:
             self._drop(connection)
             return
-        data = bytes(memoryview(self._buffer)[:size])
+        data: bytes | memoryview = memoryview(self._buffer)[:size]
         connection.active = time.monotonic()
         with connection.lock:
             speaker = connection.speaker

@@ -116,7 +116,7 @@ class GrpcSpeaker:
     def held_bytes(self) -> int:
         return self._http.held_bytes
 
-    def receive(self, data: bytes) -> list[Job]:
+    def receive(self, data: bytes | memoryview) -> list[Job]:
         jobs: list[Job] = []
         for message in self._http.receive(data):
             stream = message.stream

@@ -85,7 +85,7 @@ class RestSpeaker:
     def held_bytes(self) -> int:
         return self._http.held_bytes
 
-    def receive(self, data: bytes) -> list[Job]:
+    def receive(self, data: bytes | memoryview) -> list[Job]:
         request = self._http.receive(data)
         while request is not None:
             job = self._job(request)
