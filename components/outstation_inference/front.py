@@ -86,8 +86,9 @@ class Connection:
 
     def answered(self) -> None:
         """An answer was written: have the front look at what the client had sent behind that call."""
-        self.resume = True
-        self._front.look_at(self)
+        if not self.closed:  # else the front may have ended
+            self.resume = True
+            self._front.look_at(self)
 
     def flush(self) -> None:
         """Send what the socket takes now; the front sends the rest."""
