@@ -193,6 +193,26 @@ class Regions:
         return Window(window.region, window.offset, size)
 
 
+class NoRegions:
+    """A GPU's memory, as clients ask for it that know it: none is ever registered, and letting go of all is easy."""
+
+    def register(self, name: str) -> None:
+        """InvalidInputError."""
+        raise InvalidInputError(
+            f"The region {name[:_MAX_NAME]!r} cannot be: the memory of a GPU is not taken here.",
+            hint="Use system shared memory.",
+        )
+
+    def status(self, name: str) -> tuple[Region, ...]:
+        """Nothing for "", which is all; RegionNotFoundError for any other."""
+        if name:
+            raise _unknown(name)
+        return ()
+
+    def unregister(self, name: str) -> None:
+        """As with all memory, nothing happens when there is none."""
+
+
 def _opened(region: Region) -> _Open:
     name = region.key.removeprefix("/")
     if not name or name in (".", "..") or "/" in name or "\0" in name or len(name.encode()) > _MAX_NAME:
