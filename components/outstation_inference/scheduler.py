@@ -108,10 +108,12 @@ class Scheduler:
 
     def _enqueue(self, jobs: Sequence[Job]) -> None:
         refused: list[Job] = []
+        late: list[Job] = []
         with self._work_to_do:
             for job in jobs:
-                full = len(self._queue) + self._running >= self._capacity
-                if full or (self._queue and self._held + job.size_bytes > self._max_held):
+                if self._full(job):
+                    late += self._make_room()
+                if self._full(job):
                     refused.append(job)
                 else:
                     self._queue.append(job)
@@ -119,6 +121,8 @@ class Scheduler:
             self._work_to_do.notify(len(jobs))
             if self._gathering:
                 self._more_calls.notify_all()
+        for job in late:
+            job.fail(_too_late())
         for job in refused:
             job.fail(ProviderUnavailableError("As many calls as may wait do already.", hint="Try again in a moment."))
 
@@ -166,6 +170,21 @@ class Scheduler:
                 self._running -= len(jobs)
 
     # With the lock held:
+
+    def _full(self, job: Job) -> bool:
+        """Whether there is no room for *job*; one alone may be of any size."""
+        if len(self._queue) + self._running >= self._capacity:
+            return True
+        return bool(self._queue) and self._held + job.size_bytes > self._max_held
+
+    def _make_room(self) -> list[Job]:
+        """Take the calls from the queue for which nobody waits any more; those whose time is up are to be told."""
+        now = time.monotonic()
+        gone = [job for job in self._queue if job.cancelled or (job.deadline is not None and job.deadline <= now)]
+        for job in gone:
+            self._queue.remove(job)
+            self._held -= job.size_bytes
+        return [job for job in gone if not job.cancelled]
 
     def _may_compute(self) -> bool:
         return self._computing < self._max_computing and any(
@@ -223,7 +242,7 @@ class Scheduler:
             return None
         try:
             if job.deadline is not None and job.deadline <= time.monotonic():
-                raise DeadlineError("The call's time was up before a worker was free.")
+                raise _too_late()
             request = job.request()
             version = self._service.version_for(request)
             if request.shared or request.into:
@@ -255,6 +274,10 @@ class Scheduler:
 
 def _is_small(job: Job) -> bool:
     return job.size_bytes <= MAX_INLINE_BYTES and not job.shared
+
+
+def _too_late() -> DeadlineError:
+    return DeadlineError("The call's time was up before a worker was free.")
 
 
 def _failed_inside(job: Job) -> None:

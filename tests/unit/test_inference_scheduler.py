@@ -156,6 +156,27 @@ def test_what_is_not_known_to_be_quick_goes_to_the_workers_and_those_to_a_bounde
     assert all(job.outcome.outputs["y"].tolist() == [[2.0] * 4] for job in jobs[:3])
 
 
+def test_calls_for_which_nobody_waits_any_more_take_nobodys_place(scheduled, monkeypatch):
+    scheduler, service = scheduled(workers=1, queue=3)
+    hold, on = held_back(service, monkeypatch)
+    first, gone, late, new, newer = (Job(np.ones((1, 4))) for _ in range(5))
+    patient, beyond = Job(np.ones((1, 4)), deadline=time.monotonic() + 60), Job(np.ones((1, 4)))
+    scheduler.submit([first])
+    wait_until(lambda: on)
+    late.deadline = time.monotonic() - 1
+    scheduler.submit([gone, late, patient])
+    gone.cancelled = True
+    scheduler.submit([new, newer])
+    scheduler.submit([beyond])
+    assert isinstance(late.outcome, DeadlineError)
+    assert isinstance(beyond.outcome, ProviderUnavailableError)
+    hold.set()
+    wait_until(lambda: scheduler.idle)
+    assert all(job.outcome.outputs["y"].shape == (1, 4) for job in (first, patient, new, newer))
+    assert gone.outcome is None
+    assert scheduler._held == 0
+
+
 def test_tensors_in_shared_memory_and_large_messages_are_not_for_the_thread_that_reads(scheduled, monkeypatch):
     scheduler, service = scheduled(workers=1)
     quick(scheduler)
