@@ -10,10 +10,10 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-ha
 EXTRAS := $(addprefix --extra ,nats kafka mqtt otlp aws azure images openvino)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check format bench protos azurite lock wheel clean
+.PHONY: help demo test soak check format bench protos azurite perf-analyzer lock wheel clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.run ## A station lives through an outage, in under a minute (DEMO_ARGS="--seconds 15 --report account.json")
 	@$(BIN)/outstation demo --out build/demo $(DEMO_ARGS)
@@ -41,6 +41,8 @@ protos: $(VENV)/.dev ## Generate sdk/outstation/wire/generated from protos/
 	$(BIN)/python protos/generate.py
 
 azurite: build/azurite/.installed ## Install the blob service that tests of az:// run against (needs npm)
+
+perf-analyzer: build/perf-analyzer/.installed ## Install NVIDIA's load generator for tests and benchmarks of inference (x86-64)
 
 lock: $(VENV)/.dev ## Resolve pyproject.toml again into requirements/*.txt
 	$(LOCK) -o requirements/run.txt --upgrade
@@ -71,6 +73,11 @@ build/azurite/.installed: tests/azurite/package-lock.json
 	mkdir -p $(@D)
 	cp tests/azurite/package.json tests/azurite/package-lock.json tests/azurite/.npmrc $(@D)
 	cd $(@D) && npm ci --no-audit --no-fund --ignore-scripts --omit=optional --loglevel=error
+	@touch $@
+
+build/perf-analyzer/.installed: requirements/perf-analyzer.txt | $(VENV)/bin/python
+	rm -rf $(@D)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -t $(@D) -r $<
 	@touch $@
 
 $(VENV)/.bench: requirements/bench.txt $(VENV)/.dev

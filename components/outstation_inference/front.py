@@ -1,8 +1,8 @@
-"""The sockets: one thread that accepts, reads and writes; what was read goes to whoever speaks that protocol.
+"""The sockets: who accepts, reads and writes; what was read goes to whoever speaks that protocol.
 
-gRPC and REST share every port: the first three bytes tell them apart. The thread never waits for a model, and never
-for a client: sockets do not block, connections and what they hold in memory are bounded, and a client that does not
-read its answers is not read from either.
+gRPC and REST share every port: the first three bytes tell them apart. One thread at a time sees to all of them, by
+:meth:`Front.turn`, and never waits for a client: sockets do not block, connections and what they hold in memory are
+bounded, and a client that does not read its answers is not read from either.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from outstation.errors import ConfigurationError
 from outstation_inference.jobs import Job
@@ -36,17 +36,14 @@ _SPARE_FILES = 256
 _TICK = 1.0
 
 
-_T = TypeVar("_T")
-
-
 class Speaker(Protocol):
     """One connection's protocol, without its socket. Called with the connection's lock held."""
 
     closing: bool
     output: bytearray
 
-    def receive(self, data: bytes) -> list[Job]:
-        """What *data* completes."""
+    def receive(self, data: bytes | memoryview) -> list[Job]:
+        """What *data* completes; no view of it is kept."""
         ...
 
     def leave(self) -> None:
@@ -88,9 +85,10 @@ class Connection:
         self._front = front
 
     def answered(self) -> None:
-        """An answer was written: have the thread look at what the client had sent behind that call."""
-        self.resume = True
-        self._front.look_at(self)
+        """An answer was written: have the front look at what the client had sent behind that call."""
+        if not self.closed:  # else the front may have ended
+            self.resume = True
+            self._front.look_at(self)
 
     def flush(self) -> None:
         """Send what the socket takes now; the front sends the rest."""
@@ -115,18 +113,19 @@ class Connection:
 
 
 class Front:
-    """Sockets to listen on and their connections. :meth:`listen`, then :meth:`start`, at last :meth:`close`."""
+    """Sockets to listen on and their connections. :meth:`listen`, :meth:`start`, turns, and :meth:`close`."""
 
     def __init__(
         self,
         speakers: Speakers,
-        submit: Callable[[list[Job]], None],
+        idle: Callable[[], bool],
         *,
         max_connections: int,
         max_message_bytes: int,
     ) -> None:
+        """*idle*: no call that was read is still to be computed."""
         self._speakers = speakers
-        self._submit = submit
+        self._idle = idle
         self._max_connections = min(max_connections, file_limit() - _SPARE_FILES)
         self._max_held = _MESSAGES_HELD * max_message_bytes
         self._selector = selectors.DefaultSelector()
@@ -138,9 +137,11 @@ class Front:
         self._buffer = bytearray(_READ_BYTES)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._started = False
         self._leaving = False
         self._until = 0.0
-        self._thread = threading.Thread(target=self._run, name="outstation-front", daemon=True)
+        self._taker = 0  # the thread whose turn it is, or was last
+        self._ended = threading.Event()
         self._ticked = 0.0
 
     def listen(self, address: str) -> str:
@@ -157,19 +158,18 @@ class Front:
         return name
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Begin to accept; from now on somebody must take every :meth:`turn`."""
         for sock in self._listeners:
             self._selector.register(sock, selectors.EVENT_READ, sock)
-        self._thread.start()
+        self._started = True
 
-    def close(self, grace: float, idle: Callable[[], bool]) -> None:
-        """Accept no more, let open calls be answered for *grace* seconds (*idle*: none is left), end. Idempotent."""
-        if self._thread.ident is not None and not self._leaving:
+    def close(self, grace: float) -> None:
+        """Accept no more, let open calls be answered for *grace* seconds, end. Idempotent."""
+        if self._started and not self._leaving:
             self._until = time.monotonic() + grace
-            self._idle = idle
             self._leaving = True
             self._wake()
-            self._thread.join()
+            self._ended.wait(grace + _TICK)  # longer only if whoever takes turns has failed
         for sock in self._listeners:
             sock.close()
         if self._wake_read >= 0:
@@ -179,37 +179,43 @@ class Front:
             self._wake_read = -1
 
     def look_at(self, connection: Connection) -> None:
-        """Have the thread see to *connection*: there is more to send, or it is to be closed. From any thread."""
+        """Have *connection* seen to: there is more to send, or it is to be closed. From any thread."""
         self._attention.append(connection)
-        if threading.get_ident() != self._thread.ident:
+        if threading.get_ident() != self._taker:
             self._wake()
 
-    # -- the thread ----------------------------------------------------------------------------------------------
+    def turn(self) -> list[Job] | None:
+        """Wait for the sockets once and see to them: the calls that became whole, all that came at the same time.
 
-    def _run(self) -> None:
-        said = False
-        while True:
-            for key, _ in self._selector.select(self._patience()):
-                self._ready(key)
-            while self._attention:
-                connection = self._attention.popleft()
-                self._guarded(connection, self._settle, connection)
-            if self._jobs:
-                # All that came at the same time together: what may be batched, then is.
-                jobs, self._jobs = self._jobs, []
-                self._guarded(None, self._submit, jobs)
-            now = time.monotonic()
-            if now - self._ticked >= _TICK:
-                self._ticked = now
-                self._close_stalled(now)
-            if self._leaving:
-                if not said:
-                    said = True
-                    self._say_goodbye()
-                if self._all_answered() or now >= self._until:
-                    break
+        None when the front was closed and there will be no more. Any thread may take the next turn.
+        """
+        self._taker = threading.get_ident()
+        for key, _ in self._selector.select(self._patience()):
+            self._ready(key)
+        while self._attention:
+            connection = self._attention.popleft()
+            self._guarded(self._settle, connection)
+        now = time.monotonic()
+        if now - self._ticked >= _TICK:
+            self._ticked = now
+            self._close_stalled(now)
+        jobs, self._jobs = self._jobs, []
+        if self._leaving and not jobs and self._left(now):
+            return None
+        return jobs
+
+    # -- the thread whose turn it is -------------------------------------------------------------------------------
+
+    def _left(self, now: float) -> bool:
+        """Whether the front has said goodbye, and everybody has been answered or had the time for it."""
+        if self._listeners:
+            self._say_goodbye()
+        if not self._all_answered() and now < self._until:
+            return False
         for connection in list(self._connections):
             self._drop(connection)
+        self._ended.set()
+        return True
 
     def _patience(self) -> float:
         if self._attention:
@@ -222,20 +228,19 @@ class Front:
                 os.read(self._wake_read, 4096)
         elif isinstance(key.data, Connection):
             if key.data.events & selectors.EVENT_READ:
-                self._guarded(key.data, self._read, key.data)
+                self._guarded(self._read, key.data)
             if not key.data.closed and key.data.events & selectors.EVENT_WRITE:
                 self._attention.append(key.data)
         else:
             self._accept(key.data)
 
-    def _guarded(self, connection: Connection | None, action: Callable[[_T], None], argument: _T) -> None:
+    def _guarded(self, action: Callable[[Connection], None], connection: Connection) -> None:
         """Do it; a failure of ours costs this one connection, never the thread that serves all others."""
         try:
-            action(argument)
+            action(connection)
         except Exception:
             log.exception("a connection failed inside the server")
-            if connection is not None:
-                self._drop(connection)
+            self._drop(connection)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -271,7 +276,7 @@ class Front:
         if not size:
             self._drop(connection)
             return
-        data = bytes(memoryview(self._buffer)[:size])
+        data: bytes | memoryview = memoryview(self._buffer)[:size]
         connection.active = time.monotonic()
         with connection.lock:
             speaker = connection.speaker
@@ -357,6 +362,7 @@ class Front:
         for sock in self._listeners:
             self._selector.unregister(sock)
             sock.close()
+        self._listeners.clear()
         for connection in list(self._connections):
             with connection.lock:
                 if connection.speaker is None:

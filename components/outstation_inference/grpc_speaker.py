@@ -11,6 +11,10 @@ from typing import Any
 from outstation.errors import InferenceError, OutstationError
 from outstation.wire.method import Method
 from outstation.wire.questions import (
+    GPU_MEMORY_REGISTER,
+    GPU_MEMORY_STATUS,
+    GPU_MEMORY_UNREGISTER,
+    HEALTH_CHECK,
     MODEL_CONFIG,
     MODEL_METADATA,
     MODEL_READY,
@@ -37,14 +41,13 @@ from outstation_inference.chores import Chores
 from outstation_inference.front import Connection
 from outstation_inference.http2 import Http2
 from outstation_inference.jobs import Job, grpc_code, names_shared_memory
+from outstation_inference.regions import NoRegions
 from outstation_inference.service import InferenceService
 from outstation_inference.streams import INVALID_ARGUMENT, OK, UNIMPLEMENTED, Bytes, Message, Stream
 
 log = logging.getLogger("outstation.inference")
 
 _INFER, _STREAM_INFER = MODEL_INFER.path, MODEL_STREAM_INFER.path
-_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
-_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse.status
 _MAX_MESSAGE = 2000  # of an error; it travels in a header
 
 # The body of a question, to the body of its answer.
@@ -69,6 +72,7 @@ def questions(service: InferenceService, chores: Chores) -> Questions:
 
     quick = dict(
         (
+            bound(HEALTH_CHECK, service.healthy),
             bound(SERVER_LIVE, lambda _: True),
             bound(SERVER_READY, lambda _: service.ready()),
             bound(SERVER_METADATA, lambda _: service.server_metadata()),
@@ -80,9 +84,11 @@ def questions(service: InferenceService, chores: Chores) -> Questions:
             bound(SHARED_MEMORY_STATUS, service.regions.status),
             bound(SHARED_MEMORY_REGISTER, service.regions.register),
             bound(SHARED_MEMORY_UNREGISTER, service.regions.unregister),
+            bound(GPU_MEMORY_STATUS, NoRegions().status),
+            bound(GPU_MEMORY_REGISTER, NoRegions().register),
+            bound(GPU_MEMORY_UNREGISTER, NoRegions().unregister),
         )
     )
-    quick[_HEALTH_CHECK] = lambda _: _SERVING if service.ready() else _NOT_SERVING
     slow = dict((bound(REPOSITORY_LOAD, service.load), bound(REPOSITORY_UNLOAD, service.unload)))
     return Questions(quick, slow, chores)
 
@@ -116,7 +122,7 @@ class GrpcSpeaker:
     def held_bytes(self) -> int:
         return self._http.held_bytes
 
-    def receive(self, data: bytes) -> list[Job]:
+    def receive(self, data: bytes | memoryview) -> list[Job]:
         jobs: list[Job] = []
         for message in self._http.receive(data):
             stream = message.stream

@@ -51,7 +51,7 @@ class Http1:
         self._head: tuple[str, str, dict[str, str], bool] | None = None  # read, while its body is not whole
         self._leaving = False
 
-    def receive(self, data: bytes) -> Request | None:
+    def receive(self, data: bytes | memoryview) -> Request | None:
         """The next request that is whole, or None. Call again with b"" after an answer."""
         self._input += data
         if self.busy or self.closing:

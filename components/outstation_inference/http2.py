@@ -21,13 +21,10 @@ from outstation_inference.hpack import Decoder, HpackError, literal
 from outstation_inference.streams import (
     INVALID_ARGUMENT,
     OK,
-    RESOURCE_EXHAUSTED,
     UNIMPLEMENTED,
-    Bytes,
     CallError,
     Message,
     Stream,
-    inflated,
     problem_of,
     stream_of,
 )
@@ -59,7 +56,7 @@ class Http2:
 
     # -- receiving ---------------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes) -> list[Message]:
+    def receive(self, data: bytes | memoryview) -> list[Message]:
         """What *data* completes, in order. After a breach of the protocol :attr:`closing` is set."""
         messages: list[Message] = []
         if self.closing:
@@ -73,7 +70,7 @@ class Http2:
                     begin = missing
                 else:
                     data = self._input + data
-            self._input = data[self._read_frames(data, begin, messages) :]
+            self._input = bytes(data[self._read_frames(data, begin, messages) :])
         except Http2Error as exc:
             self._goaway(exc.code, str(exc))
             self.closing = True
@@ -85,16 +82,17 @@ class Http2:
             return frames.MAX_WINDOW
         return frames.HEAD.size + int.from_bytes(self._input[:3], "big") - len(self._input)
 
-    def _read_frames(self, data: bytes, at: int, messages: list[Message]) -> int:
+    def _read_frames(self, data: bytes | memoryview, at: int, messages: list[Message]) -> int:
         """Take the whole frames of *data* from *at* on; where the first that is not whole begins."""
         if not self._greeted:
-            if not frames.PREFACE.startswith(data[: len(frames.PREFACE)]):
+            if not frames.PREFACE.startswith(bytes(data[: len(frames.PREFACE)])):
                 raise Http2Error(frames.PROTOCOL_ERROR, "this is no HTTP/2")
             if len(data) < len(frames.PREFACE):
                 return 0
             self._greeted = True
             at = len(frames.PREFACE)
         view = memoryview(data)
+        streams = self.streams
         while len(data) - at >= frames.HEAD.size:
             length_type, flags, stream_id = frames.HEAD.unpack_from(data, at)
             length, kind = length_type >> 8, length_type & 0xFF
@@ -107,9 +105,16 @@ class Http2:
                 break
             at = begin + length
             if kind == frames.DATA and self._block is None:
-                self._on_data(flags, stream_id & frames.MAX_WINDOW, view[begin:at], messages)
+                stream = streams.get(stream_id)
+                if stream is not None and flags == 0 and length < stream.missing:
+                    # Inside a large message, which comes in dozens of frames: there is nothing to decide.
+                    stream.missing -= length
+                    stream.body += view[begin:at]
+                    self._received(stream, length)
+                else:
+                    self._on_data(flags, stream_id & frames.MAX_WINDOW, view[begin:at], messages)
             else:
-                self._frame(kind, flags, stream_id & frames.MAX_WINDOW, data[begin:at], messages)
+                self._frame(kind, flags, stream_id & frames.MAX_WINDOW, bytes(view[begin:at]), messages)
         return at
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes, messages: list[Message]) -> None:
@@ -182,60 +187,33 @@ class Http2:
             self._half_close(stream, messages)
 
     def _on_data(self, flags: int, stream_id: int, payload: memoryview, messages: list[Message]) -> None:
-        self._consumed += len(payload)
-        if self._consumed > frames.MAX_WINDOW // 2:
-            self._put(frames.WINDOW_UPDATE, 0, 0, frames.U32.pack(self._consumed))
-            self._consumed = 0
         stream = self.streams.get(stream_id)
         if stream is None or stream.half_closed:
             if stream_id > self._last_id or stream_id == 0:
                 raise Http2Error(frames.PROTOCOL_ERROR, f"data for stream {stream_id}, which is not open")
+            self._received(None, len(payload))
             return
-        stream.received += len(payload)
-        if stream.received > self._our_window // 2 and not flags & frames.END_STREAM:
-            self._put(frames.WINDOW_UPDATE, 0, stream_id, frames.U32.pack(stream.received))
-            stream.received = 0
+        self._received(stream, len(payload))
         if stream.trailers is None:
-            self._take(stream, frames.unpadded(payload) if flags & frames.PADDED else payload, messages)
+            payload = frames.unpadded(payload) if flags & frames.PADDED else payload
+            try:
+                messages.extend(Message(stream, data) for data in stream.take(payload, self._max_message_bytes))
+            except CallError as exc:
+                self.finish(stream, exc.status, str(exc))
         if flags & frames.END_STREAM:
             self._half_close(stream, messages)
 
-    def _take(self, stream: Stream, payload: memoryview, messages: list[Message]) -> None:
-        """Add to the stream's body and hand out what is whole."""
-        body = stream.body
-        if not body and len(payload) >= frames.PREFIX.size:
-            compressed, length = frames.PREFIX.unpack_from(payload)
-            if not compressed and length == len(payload) - frames.PREFIX.size <= self._max_message_bytes:
-                messages.append(
-                    Message(stream, bytes(payload[frames.PREFIX.size :]))
-                )  # the usual case: one frame, all of it
-                return
-        body += payload
-        while len(body) >= frames.PREFIX.size:
-            compressed, length = frames.PREFIX.unpack_from(body)
-            if length > self._max_message_bytes:
-                body.clear()
-                words = f"Received message larger than max ({length} vs. {self._max_message_bytes})"
-                self.finish(stream, RESOURCE_EXHAUSTED, words)
-                return
-            end = frames.PREFIX.size + length
-            if len(body) < end:
-                break
-            data: Bytes
-            if len(body) == end:
-                data, body = body, bytearray()  # as it is: a large one is not copied again
-                stream.body = body
-                del data[: frames.PREFIX.size]
-            else:
-                data = bytes(memoryview(body)[frames.PREFIX.size : end])
-                del body[:end]
-            if compressed:
-                try:
-                    data = inflated(data, stream.encoding, self._max_message_bytes)
-                except CallError as exc:
-                    self.finish(stream, exc.status, str(exc))
-                    return
-            messages.append(Message(stream, data))
+    def _received(self, stream: Stream | None, size: int) -> None:
+        """Give the client back the room in the windows that *size* bytes took."""
+        self._consumed += size
+        if self._consumed > frames.MAX_WINDOW // 2:
+            self._put(frames.WINDOW_UPDATE, 0, 0, frames.U32.pack(self._consumed))
+            self._consumed = 0
+        if stream is not None:
+            stream.received += size
+            if stream.received > self._our_window // 2:
+                self._put(frames.WINDOW_UPDATE, 0, stream.id, frames.U32.pack(stream.received))
+                stream.received = 0
 
     def _half_close(self, stream: Stream, messages: list[Message]) -> None:
         stream.half_closed = True
@@ -331,6 +309,7 @@ class Http2:
         """End a call with a status of gRPC. Idempotent. Bytes in *extra* travel as "-bin" headers do."""
         if stream.cancelled or stream.trailers is not None:
             return
+        stream.missing = 0
         block = b"" if stream.headers_sent else frames.RESPONSE_HEADERS
         block += frames.OK_TRAILERS if status == OK else literal("grpc-status", str(status))
         if message:

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
 from outstation.errors import (
     ClosedError,
     InvalidInputError,
@@ -125,12 +123,10 @@ class Regions:
 
         None is written when one does not fit (InvalidInputError).
         """
-        parts = {name: _bytes_of(outputs[name]).data for name in into}
+        parts = {name: _in_one_piece(outputs[name]) for name in into}
         for name, window in into.items():
-            if len(parts[name]) > window.size_bytes:
-                raise InvalidInputError(
-                    f"Output {name!r} has {len(parts[name])} bytes; {window.size_bytes} were given for it.",
-                )
+            if (size := parts[name].nbytes) > window.size_bytes:
+                raise InvalidInputError(f"Output {name!r} has {size} bytes; {window.size_bytes} were given for it.")
         return {name: self._write(f"Output {name!r}", window, parts[name]) for name, window in into.items()}
 
     def close(self) -> None:
@@ -174,29 +170,47 @@ class Regions:
 
     def _read(self, where: str, tensor: SharedTensor) -> Array:
         opened, begin = self._found(where, tensor.window)
-        buffer = np.empty(tensor.window.size_bytes, np.uint8).data
-        at = 0
+        size = tensor.window.size_bytes
         try:
-            while at < len(buffer):
-                got = os.preadv(opened.file.descriptor, [buffer[at:]], begin + at)
-                if not got:
-                    raise _shrunk(where, opened)
-                at += got
+            data = os.pread(opened.file.descriptor, size, begin)
         except OSError as exc:
             raise _failed(where, opened, exc) from exc
-        return from_raw(where, tensor.datatype, tensor.shape, buffer)
+        if len(data) < size:
+            raise _shrunk(where, opened)
+        return from_raw(where, tensor.datatype, tensor.shape, data)
 
     def _write(self, where: str, window: Window, data: memoryview) -> Window:
         opened, begin = self._found(where, window)
-        at = 0
+        size = data.nbytes
         try:
-            if os.fstat(opened.file.descriptor).st_size < begin + len(data):
+            if os.lseek(opened.file.descriptor, 0, os.SEEK_END) < begin + size:
                 raise _shrunk(where, opened)  # writing would make it larger again
-            while at < len(data):
-                at += os.pwritev(opened.file.descriptor, [data[at:]], begin + at)
+            written = os.pwrite(opened.file.descriptor, data, begin)
         except OSError as exc:
             raise _failed(where, opened, exc) from exc
-        return Window(window.region, window.offset, len(data))
+        if written < size:
+            raise InvalidInputError(f"{where}: {_FOLDER} is full; {written} of {size} bytes found room.")
+        return Window(window.region, window.offset, size)
+
+
+class NoRegions:
+    """A GPU's memory, as clients ask for it that know it: none is ever registered, and letting go of all is easy."""
+
+    def register(self, name: str) -> None:
+        """InvalidInputError."""
+        raise InvalidInputError(
+            f"The region {name[:_MAX_NAME]!r} cannot be: the memory of a GPU is not taken here.",
+            hint="Use system shared memory.",
+        )
+
+    def status(self, name: str) -> tuple[Region, ...]:
+        """Nothing for "", which is all; RegionNotFoundError for any other."""
+        if name:
+            raise _unknown(name)
+        return ()
+
+    def unregister(self, name: str) -> None:
+        """As with all memory, nothing happens when there is none."""
 
 
 def _opened(region: Region) -> _Open:
@@ -229,10 +243,10 @@ def _deleted(opened: _Open) -> bool:
     return os.fstat(opened.file.descriptor).st_nlink == 0
 
 
-def _bytes_of(array: Array) -> Array:
+def _in_one_piece(array: Array) -> memoryview:
     if array.dtype.kind in "OSU":
-        return np.frombuffer(to_raw(array), np.uint8)
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return memoryview(to_raw(array))
+    return (array if array.flags.c_contiguous else array.copy()).data
 
 
 def _shrunk(where: str, opened: _Open) -> InvalidInputError:

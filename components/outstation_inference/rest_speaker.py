@@ -19,6 +19,7 @@ from outstation_inference.front import Connection
 from outstation_inference.http1 import Http1, Request
 from outstation_inference.jobs import Job, http_code
 from outstation_inference.metrics import page
+from outstation_inference.regions import NoRegions
 from outstation_inference.rest_call import RestJob, said
 from outstation_inference.service import InferenceService
 
@@ -29,7 +30,9 @@ _MODEL = re.compile(
 )
 
 
-_REGION = re.compile(r"/v2/systemsharedmemory(?:/region/(?P<name>[^/]+))?/(?P<verb>status|register|unregister)")
+_REGION = re.compile(
+    r"/v2/(?P<kind>system|cuda)sharedmemory(?:/region/(?P<name>[^/]+))?/(?P<verb>status|register|unregister)"
+)
 _ORDER = re.compile(r"/v2/repository/models/(?P<name>[^/]+)/(?P<verb>load|unload)")
 
 _Answer = tuple[int, Any]  # status of HTTP, and what becomes the body
@@ -85,7 +88,7 @@ class RestSpeaker:
     def held_bytes(self) -> int:
         return self._http.held_bytes
 
-    def receive(self, data: bytes) -> list[Job]:
+    def receive(self, data: bytes | memoryview) -> list[Job]:
         request = self._http.receive(data)
         while request is not None:
             job = self._job(request)
@@ -149,7 +152,7 @@ class RestSpeaker:
             return 200, self._service.index(IndexQuery("", _body(request, _IndexBody).ready))
         region = _REGION.fullmatch(path)
         if region is not None:
-            return self._asked_of_region(request, unquote(region["name"] or ""), region["verb"])
+            return self._asked_of_region(request, region["kind"], unquote(region["name"] or ""), region["verb"])
         if request.method not in ("GET", "HEAD"):
             return 405, {"error": f"{path[:200]} is asked with GET."}
         if path in _PAGES:
@@ -159,17 +162,19 @@ class RestSpeaker:
             return self._asked_of_model(key, match["verb"])
         return 404, {"error": f"There is nothing at {path[:200]}."}
 
-    def _asked_of_region(self, request: Request, name: str, verb: str) -> _Answer:
-        regions = self._service.regions
+    def _asked_of_region(self, request: Request, kind: str, name: str, verb: str) -> _Answer:
+        regions = self._service.regions if kind == "system" else NoRegions()
         if verb == "status":
             return 200, [_region(region) for region in regions.status(name)]
         if request.method != "POST":
             return 405, {"error": f"{verb} is called with POST."}
-        if verb == "register":
+        if verb == "unregister":
+            regions.unregister(name)
+        elif isinstance(regions, NoRegions):
+            regions.register(name)
+        else:
             body = _body(request, _RegionBody)
             regions.register(Region(name, body.key, body.offset, body.byte_size))
-        else:
-            regions.unregister(name)
         return 200, {}
 
     def _asked_of_model(self, key: ModelKey, verb: str | None) -> _Answer:

@@ -76,14 +76,15 @@ class InferenceProcess:
             made.callback(scheduler.close)
             front = Front(
                 _speakers(service, chores, settings),
-                scheduler.submit,
+                lambda: scheduler.idle,
                 max_connections=settings.max_connections,
                 max_message_bytes=settings.max_message_bytes,
             )
-            made.callback(front.close, GRACE, lambda: scheduler.idle)
+            made.callback(front.close, GRACE)
             self.addresses = tuple(_listen(front, address, made) for address in sockets)
             observe(service)
             front.start()
+            scheduler.lead(front.turn)
             self._closing = made.pop_all()
 
     @classmethod

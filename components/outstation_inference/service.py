@@ -21,7 +21,7 @@ from outstation.wire.questions import (
     ServerMetadata,
     TensorMetadata,
 )
-from outstation.wire.tensors import InferRequest
+from outstation.wire.tensors import SERVICE, InferRequest
 from outstation_inference.regions import Regions
 
 NAME = "outstation"
@@ -39,6 +39,8 @@ EXTENSIONS = (
 _MAX_COUNTED = 256
 # How long loading a model at a client's wish may take; a very large one takes seconds on a small device.
 LOAD_TIMEOUT = 60.0
+# Of a name that a client made up, in the words of an error.
+_MAX_SAID = 200
 # What a client may say beside a model's name; it concerns ensembles, of which there are none.
 _MEANINGLESS = frozenset({"unload_dependents"})
 
@@ -91,6 +93,17 @@ class InferenceService:
     def ready(self) -> bool:
         """Whether every model that should answer does, or is known to be impossible to load."""
         return self._models.settled
+
+    def healthy(self, service: str) -> bool:
+        """Whether *service* serves: "" or the protocol's name, which is the whole server, or a model's name.
+
+        ModelNotFoundError for any other.
+        """
+        if service in ("", SERVICE):
+            return self.ready()
+        if service not in self._models.names():
+            raise ModelNotFoundError(f"No service and no model {service[:_MAX_SAID]!r} is known here.")
+        return self.model_ready(ModelKey(service))
 
     def model_ready(self, key: ModelKey) -> bool:
         """Whether the model answers, in the version asked for."""

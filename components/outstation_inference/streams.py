@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from outstation_inference.frames import PREFIX
 from outstation_inference.hpack import Header
 
 # The status codes of gRPC that a call can end with here.
@@ -37,11 +39,44 @@ class Stream:
     message: Bytes | None = None  # of a unary call, until the client has ended its side
     open_calls: int = 0  # of a stream of calls: those not yet answered
     body: bytearray = field(default_factory=bytearray)  # of a message that is not whole yet
+    missing: int = 0  # bytes until it is; 0 while that is not known, and when no more is wanted
     outgoing: bytearray = field(default_factory=bytearray)  # what the client's window had no room for
     trailers: bytes | None = None  # to be sent after that
     headers_sent: bool = False
     half_closed: bool = False  # the client will send no more
     cancelled: bool = False
+
+    def take(self, payload: memoryview, limit: int) -> Iterator[Bytes]:
+        """The messages that *payload* makes whole; CallError when one has more than *limit* bytes, or is damaged."""
+        if not self.body and len(payload) >= PREFIX.size:
+            compressed, length = PREFIX.unpack_from(payload)
+            if not compressed and length == len(payload) - PREFIX.size <= limit:
+                yield bytes(payload[PREFIX.size :])  # the usual case: one frame, all of it
+                return
+        self.body += payload
+        self.missing = 0
+        while len(self.body) >= PREFIX.size:
+            compressed, length = PREFIX.unpack_from(self.body)
+            if length > limit:
+                self.body.clear()
+                raise CallError(RESOURCE_EXHAUSTED, f"Received message larger than max ({length} vs. {limit})")
+            end = PREFIX.size + length
+            if len(self.body) < end:
+                self.missing = end - len(self.body)
+                return
+            data = self._first(end)
+            yield inflated(data, self.encoding, limit) if compressed else data
+
+    def _first(self, end: int) -> Bytes:
+        """The message that ends at *end* of the body, taken from it."""
+        body = self.body
+        if len(body) == end:
+            self.body = bytearray()  # the message stays where it is: a large one is not copied again
+            del body[: PREFIX.size]
+            return body
+        data = bytes(memoryview(body)[PREFIX.size : end])
+        del body[:end]
+        return data
 
 
 @dataclass(slots=True)

@@ -1,8 +1,9 @@
 """Inference: what a call costs in the process and over gRPC, beside a minimal grpcio server and MLServer.
 
 The load comes from h2load (apt: nghttp2-client), a program in C, so that no Python client is the wall; every server
-gets the same bytes. Servers run one after the other; each is asked once with a real client first, so that only right
-answers are measured. MLServer, LitServe and BentoML are installed into environments of their own below build/bench.
+gets the same bytes. perf_analyzer (`make perf-analyzer`) measures those that answer what it asks first: MLServer does
+not. Servers run one after the other; each is asked once with a real client first, so that only right answers are
+measured. MLServer, LitServe and BentoML are installed into environments of their own below build/bench.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ from outstation.wire.questions import SHARED_MEMORY_REGISTER
 from outstation.wire.shared import Region, SharedTensor, Window
 from outstation.wire.tensors import InferRequest
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 import inference_peers as peers
+
+from perf_analyzer import Measured, analyzed, runs_here
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples/meter-reading/models/v2.onnx"
@@ -108,6 +112,14 @@ def load(server: Server, body: Path, calls: int, clients: int, rest: str = "") -
     if len(answered) != calls:
         raise SystemExit(f"{calls - len(answered)} of {calls} calls were not answered")
     return statistics.median(answered), calls / took
+
+
+def under_analysis(server: Server, name: str, clients: int, calls: int) -> Measured:
+    """What perf_analyzer sees of the digits' model: windows of so many *calls*, the mean of three that agree."""
+    options = ["-i", "grpc", "--shape", "image:1,8,8", "--concurrency-range", str(clients)]
+    options += ["--measurement-mode", "count_windows", "--measurement-request-count", str(calls)]
+    options += ["--stability-percentage", "30", "--max-trials", "30"]  # a machine of two cores has its moods
+    return analyzed(f"127.0.0.1:{server.port}", name, *options)
 
 
 def medians(functions: list[Callable[[], object]], calls: int) -> list[float]:
@@ -197,6 +209,8 @@ def tiny_net(folder: Path, scale: float) -> list[Row]:
     eight: dict[str, float] = {}
     ready: dict[str, float] = {}
     memory: dict[str, float] = {}
+    analyzed_one: dict[str, float] = {}
+    analyzed_eight: dict[str, float] = {}
     for server_name, command in commands.items():
         if command is None:
             continue
@@ -206,6 +220,9 @@ def tiny_net(folder: Path, scale: float) -> list[Row]:
             one[server_name], _ = load(server, question, share, 1)
             _, eight[server_name] = load(server, question, share * 2, 8)
             ready[server_name], memory[server_name] = server.ready, server.resident_bytes / 2**20
+            if server_name != "MLServer" and runs_here():
+                analyzed_one[server_name] = under_analysis(server, name, 1, share).median
+                analyzed_eight[server_name] = under_analysis(server, name, 8, share).calls_per_second
     rows: list[Row] = []
     for peer, latency, throughput in (("minimal grpcio", 1.0, 1.5), ("MLServer", 0.6, 3.0)):
         if peer not in one:
@@ -224,6 +241,11 @@ def tiny_net(folder: Path, scale: float) -> list[Row]:
                 "MiB",
             ),
         ]
+    if (peer := "minimal grpcio") in analyzed_one:
+        ours, theirs = analyzed_one["ours"] * 1e6, analyzed_one[peer] * 1e6
+        rows.append(Row("perf_analyzer, one client, median", ours, peer, theirs, 1.0, smaller=True, unit="µs"))
+        ours, theirs = analyzed_eight["batched"], analyzed_eight[peer]
+        rows.append(Row("perf_analyzer, eight clients, batched", ours, peer, theirs, 1.5, unit="calls/s"))
     return [*rows, Row("from start to the first answer", ready["ours"], reach=1.5, smaller=True, unit="s")]
 
 
@@ -274,6 +296,22 @@ def post(path: str, question: object) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def a_byte_asked(path: Path, port: int) -> Iterator[Callable[[], object]]:
+    """One call of the process that nothing of this kind can be below: the least that two processes cost here."""
+    with (
+        started(peers.floor_command(path, port), port, lambda: None),
+        socket.create_connection(("127.0.0.1", port)) as sock,
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def ask() -> object:
+            sock.send(b"?")
+            return sock.recv(1)
+
+        yield ask
+
+
 def large_net(folder: Path, scale: float) -> list[Row]:
     path = folder / "mobilenet.onnx"
     peers.write_mobilenet(path)
@@ -283,9 +321,14 @@ def large_net(folder: Path, scale: float) -> list[Row]:
     question = body(folder, name, InferRequest(name, LARGE))
     sent: list[float] = []
     placed: list[float] = []
+    least: list[float] = []
     alone: list[float] = []
     command = ours_command(path, name, PORT)
-    with started(command, PORT, lambda: infer(name, LARGE)) as server, shared(server, name) as request:
+    with (
+        started(command, PORT, lambda: infer(name, LARGE)) as server,
+        shared(server, name) as request,
+        a_byte_asked(path, PORT + 1) as ask,
+    ):
         pointer = body(folder, "shared", request)
         load(server, question, 10, 1)
         # By turns in short pieces, compared piece by piece: this machine's own mood moves more than what is measured.
@@ -293,6 +336,7 @@ def large_net(folder: Path, scale: float) -> list[Row]:
             sent.append(load(server, question, 6, 1)[0])
             alone += medians([lambda: session.run(["scores"], LARGE)], 6)
             placed.append(load(server, pointer, 6, 1)[0])
+            least += medians([ask], 6)
 
     def beyond(served: list[float]) -> float:
         return statistics.median(over - bare for over, bare in zip(served, alone, strict=True)) * 1000
@@ -301,6 +345,7 @@ def large_net(folder: Path, scale: float) -> list[Row]:
         Row("MobileNetV2-shaped net, bare run, median", statistics.median(alone) * 1000, unit="ms"),
         Row("the same over gRPC, beyond the bare run", beyond(sent), reach=1.5, smaller=True, unit="ms"),
         Row("the same in shared memory, beyond the bare run", beyond(placed), reach=0.5, smaller=True, unit="ms"),
+        Row("a byte for a byte, to a process that only computes", beyond(least), smaller=True, unit="ms"),
     ]
 
 

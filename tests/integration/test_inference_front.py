@@ -259,8 +259,16 @@ def test_tritonclients_extensions_and_grpcs_health_are_answered(server):
         assert (config.name, config.max_batch_size, config.backend) == ("meter-digits", 0, "onnxruntime")
         assert [(row.name, list(row.dims)) for row in config.input] == [("image", [-1, 8, 8])]
         assert client.get_model_repository_index().models[0].state == "READY"
+
+
+def test_grpcs_health_service_knows_the_server_and_each_model(server):
     with grpc.insecure_channel(server.address) as channel:
-        assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", 10) == b"\x08\x01"
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        for service in ("", "inference.GRPCInferenceService", "meter-digits"):
+            assert check(bytes((10, len(service))) + service.encode(), timeout=10) == b"\x08\x01"
+        with pytest.raises(grpc.RpcError) as caught:
+            check(b"\x0a\x05other", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_messages_compressed_by_the_client_are_read(server, scans, expected):

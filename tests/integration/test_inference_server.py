@@ -153,7 +153,6 @@ def test_typed_contents_are_answered_with_typed_contents(server, scans):
         ),
         (lambda c, x: c.get_model_metadata("other"), "NOT_FOUND", "no model 'other'"),
         (lambda c, x: c.load_model("other"), "NOT_FOUND", "no model 'other'"),
-        (lambda c, x: c.register_cuda_shared_memory("r", b"", 0, 8), "UNIMPLEMENTED", "no method"),
         (lambda c, x: c.get_trace_settings(), "UNIMPLEMENTED", "no method"),
     ],
 )

@@ -122,11 +122,25 @@ def test_rest_sends_and_takes_tensors_in_shared_memory(rest):
         status, answer = rest("POST", "models/m/infer", call)
         assert (status, answer["outputs"]) == (
             200,
-            [{"name": "y", "datatype": "FP32", "shape": [3, 4], "parameters": call["outputs"][0]["parameters"]}],
+            [{"name": "y", "datatype": "FP32", "shape": [3, 4]}],
         )
         assert np.array_equal(shm.get_contents_as_numpy(handle, np.float32, [3, 4], 100), 2 * X)
         assert rest("POST", "systemsharedmemory/region/r%20s/unregister") == (200, {})
         assert rest("GET", "systemsharedmemory/status") == (200, [])
+
+
+def test_who_asks_for_a_gpus_memory_hears_that_there_is_none(client, rest):
+    assert not client.get_cuda_shared_memory_status().regions
+    client.unregister_cuda_shared_memory()
+    client.unregister_cuda_shared_memory("r")
+    assert code(lambda: client.register_cuda_shared_memory("r", b"aGFuZGxl", 0, 64)) == "INVALID_ARGUMENT"
+    assert code(lambda: client.get_cuda_shared_memory_status("r")) == "NOT_FOUND"
+    assert rest("GET", "cudasharedmemory/status") == (200, [])
+    assert rest("POST", "cudasharedmemory/unregister") == (200, {})
+    handle = {"raw_handle": {"b64": "aGFuZGxl"}, "device_id": 0, "byte_size": 64}
+    status, answer = rest("POST", "cudasharedmemory/region/r/register", handle)
+    assert (status, "GPU" in answer["error"]) == (400, True)
+    assert rest("GET", "cudasharedmemory/region/r/status")[0] == 404
 
 
 def test_calls_that_are_computed_together_each_use_their_own_memory(address):

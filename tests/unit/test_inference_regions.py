@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from faults.test_buffer_disk import mounted
 from outstation.errors import (
     ClosedError,
     InvalidInputError,
@@ -20,6 +21,7 @@ from outstation.errors import (
 )
 from outstation.wire.datatypes import object_array
 from outstation.wire.shared import Region, SharedTensor, Window
+from outstation_inference import regions as regions_module
 from outstation_inference.regions import Regions
 
 FOLDER = Path("/dev/shm")
@@ -226,3 +228,17 @@ def test_descriptors_are_given_back(regions, memory):
 def test_where_no_region_may_be_none_is():
     with pytest.raises(ProviderUnavailableError, match="No shared memory is taken here"):
         Regions(0, 1 << 20).register(Region("r", "/r", 0, 1))
+
+
+def test_outputs_that_memory_has_no_room_for_are_an_error(regions, tmp_path, monkeypatch):
+    folder = tmp_path / "shm"
+    with mounted("tmpfs", "size=64k", folder):
+        monkeypatch.setattr(regions_module, "_FOLDER", str(folder))
+        (folder / "sparse").touch()
+        os.truncate(folder / "sparse", 1 << 20)  # memory is given when it is written to, not when it is asked for
+        regions.register(Region("r", "sparse", 0, 1 << 20))
+        window = Window("r", 0, 1 << 20)
+        for _ in range(2):  # the first fills what there is
+            with pytest.raises(InvalidInputError, match="y"):
+                regions.write({"y": window}, {"y": np.ones(1 << 20, np.uint8)})
+        regions.close()

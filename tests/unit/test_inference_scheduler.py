@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 
@@ -151,8 +152,29 @@ def test_what_is_not_known_to_be_quick_goes_to_the_workers_and_those_to_a_bounde
     assert [isinstance(job.outcome, ProviderUnavailableError) for job in jobs] == [False] * 3 + [True] * 3
     hold.set()
     wait_until(lambda: scheduler.idle)
-    assert set(on) == {"outstation-inference-0"}
+    assert threading.current_thread().name not in on
     assert all(job.outcome.outputs["y"].tolist() == [[2.0] * 4] for job in jobs[:3])
+
+
+def test_calls_for_which_nobody_waits_any_more_take_nobodys_place(scheduled, monkeypatch):
+    scheduler, service = scheduled(workers=1, queue=3)
+    hold, on = held_back(service, monkeypatch)
+    first, gone, late, new, newer = (Job(np.ones((1, 4))) for _ in range(5))
+    patient, beyond = Job(np.ones((1, 4)), deadline=time.monotonic() + 60), Job(np.ones((1, 4)))
+    scheduler.submit([first])
+    wait_until(lambda: on)
+    late.deadline = time.monotonic() - 1
+    scheduler.submit([gone, late, patient])
+    gone.cancelled = True
+    scheduler.submit([new, newer])
+    scheduler.submit([beyond])
+    assert isinstance(late.outcome, DeadlineError)
+    assert isinstance(beyond.outcome, ProviderUnavailableError)
+    hold.set()
+    wait_until(lambda: scheduler.idle)
+    assert all(job.outcome.outputs["y"].shape == (1, 4) for job in (first, patient, new, newer))
+    assert gone.outcome is None
+    assert scheduler._held == 0
 
 
 def test_tensors_in_shared_memory_and_large_messages_are_not_for_the_thread_that_reads(scheduled, monkeypatch):
@@ -167,7 +189,8 @@ def test_tensors_in_shared_memory_and_large_messages_are_not_for_the_thread_that
     for job in (Job(np.ones((1, 4))), Job(np.ones((1, 4)), shared=True), large):
         scheduler.submit([job])
         wait_until(lambda: scheduler.idle)
-    assert on == [threading.current_thread().name, "outstation-inference-0", "outstation-inference-0"]
+    here = threading.current_thread().name
+    assert [name == here for name in on] == [True, False, False]
 
 
 def test_calls_that_wait_hold_no_more_than_four_of_the_largest_messages(scheduled, monkeypatch):
@@ -195,6 +218,84 @@ def test_a_delay_gathers_calls_that_come_one_after_the_other(scheduled):
         scheduler.submit([job])
     wait_until(lambda: all(job.outcome for job in jobs))  # the third makes it full: nobody waits 30 s
     assert runs(service) == 1
+
+
+def test_calls_beyond_a_full_batch_wait_for_nobody(scheduled):
+    scheduler, service = scheduled(workers=2, batching={"m": BatchingSettings(max_calls=2, delay=30.0)})
+    jobs = [Job(x) for x in rows(1, 1, 1, 1)]
+    scheduler.submit(jobs)
+    wait_until(lambda: all(job.outcome for job in jobs))
+    assert runs(service) == 2
+
+
+class Sockets:
+    """Brings what the test puts in, one list a turn, and remembers who took the turns."""
+
+    def __init__(self):
+        self.brought = queue.SimpleQueue()
+        self.by = []
+
+    def turn(self):
+        self.by.append(threading.current_thread().name)
+        return self.brought.get(timeout=10)
+
+
+def held_back(service, monkeypatch):
+    """Computations wait for the event; the names of the threads that were about to begin one."""
+    hold, on, find = threading.Event(), [], service.version_for
+
+    def held(request):
+        on.append(threading.current_thread().name)
+        assert hold.wait(10)
+        return find(request)
+
+    monkeypatch.setattr(service, "version_for", held)
+    return hold, on
+
+
+def test_who_brings_a_slow_call_computes_it_and_another_leads(scheduled, monkeypatch):
+    scheduler, service = scheduled(workers=2)
+    hold, on = held_back(service, monkeypatch)
+    sockets, jobs = Sockets(), [Job(np.ones((1, 4))) for _ in range(2)]
+    scheduler.lead(sockets.turn)
+    for number, job in enumerate(jobs, 1):
+        sockets.brought.put([job])
+        wait_until(lambda number=number: len(sockets.by) == len(on) + 1 == number + 1)
+    assert on == sockets.by[:2]
+    assert len(set(sockets.by)) == 3
+    hold.set()
+    sockets.brought.put(None)
+    scheduler.close()
+    assert all(job.outcome.outputs["y"].shape == (1, 4) for job in jobs)
+
+
+def test_the_sockets_are_seen_to_while_as_many_compute_as_may(scheduled, monkeypatch):
+    scheduler, service = scheduled(workers=1, queue=1)
+    hold, on = held_back(service, monkeypatch)
+    sockets, jobs = Sockets(), [Job(np.ones((1, 4))) for _ in range(3)]
+    scheduler.lead(sockets.turn)
+    for turns, job in enumerate(jobs, 2):
+        sockets.brought.put([job])
+        wait_until(lambda turns=turns: len(sockets.by) == turns)
+    assert isinstance(jobs[2].outcome, ProviderUnavailableError)
+    assert on == sockets.by[:1]
+    hold.set()
+    wait_until(lambda: jobs[1].outcome)
+    sockets.brought.put(None)
+    scheduler.close()
+    assert on == sockets.by[:1] * 2  # the second waited for the one who computed, and nobody else began it
+
+
+def test_who_waits_for_a_batch_leads_no_more(scheduled):
+    scheduler, service = scheduled(workers=2, batching={"m": BatchingSettings(max_calls=3, delay=30.0)})
+    sockets, jobs = Sockets(), [Job(x) for x in rows(1, 1, 1)]
+    scheduler.lead(sockets.turn)
+    for turns, job in enumerate(jobs, 2):
+        sockets.brought.put([job])
+        wait_until(lambda turns=turns: len(sockets.by) == turns)
+    wait_until(lambda: all(job.outcome for job in jobs))
+    assert runs(service) == 1
+    sockets.brought.put(None)
 
 
 def test_close_computes_what_was_accepted(scheduled):

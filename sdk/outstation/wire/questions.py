@@ -259,3 +259,19 @@ SHARED_MEMORY_UNREGISTER: Method[str, None] = Method(
     _name(pb.SystemSharedMemoryUnregisterRequest),
     _empty(pb.SystemSharedMemoryUnregisterResponse),
 )
+# Of a GPU's memory, whose requests begin with a name too. None is ever registered.
+GPU_MEMORY_STATUS: Method[str, tuple[Region, ...]] = Method(
+    _path("CudaSharedMemoryStatus"), SHARED_MEMORY_STATUS.request, SHARED_MEMORY_STATUS.response
+)
+GPU_MEMORY_REGISTER: Method[str, None] = Method(
+    _path("CudaSharedMemoryRegister"), SHARED_MEMORY_UNREGISTER.request, SHARED_MEMORY_REGISTER.response
+)
+GPU_MEMORY_UNREGISTER: Method[str, None] = Method(
+    _path("CudaSharedMemoryUnregister"), SHARED_MEMORY_UNREGISTER.request, SHARED_MEMORY_UNREGISTER.response
+)
+# Of gRPC's own health service: whether the service of a name answers, "" being the whole server.
+HEALTH_CHECK: Method[str, bool] = Method(
+    "/grpc.health.v1.Health/Check",
+    SHARED_MEMORY_STATUS.request,  # a name, too
+    Codec(lambda serves: b"\x08\x01" if serves else b"\x08\x02", lambda data: data == b"\x08\x01"),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import venv
@@ -149,8 +150,34 @@ def minimal_command(model: Path, name: str, port: int) -> list[str]:
     return [sys.executable, str(HERE), str(model), name, str(port)]
 
 
+def floor_command(model: Path, port: int) -> list[str]:
+    """The command that starts what only computes: the model on one image of its own for each byte that comes."""
+    return [sys.executable, str(HERE), str(model), "", str(port)]
+
+
+def serve_bytes(path: str, port: int) -> None:
+    """What no server of this model in a process of Python can be below."""
+    import onnxruntime  # noqa: PLC0415 - only this process needs it
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    feed = {image.name: np.ones(image.shape, np.float32)}
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        while True:
+            client, _ = listener.accept()
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while client.recv(1):
+                session.run(None, feed)
+                client.send(b"!")
+
+
 def serve_minimally(path: str, name: str, port: int) -> None:
-    """What one writes in an hour: grpcio's server, tritonclient's messages, ONNX Runtime; one method."""
+    """What one writes in an hour: grpcio's server, tritonclient's messages, ONNX Runtime; one method.
+
+    And what ``perf_analyzer`` asks before it begins.
+    """
     import grpc  # noqa: PLC0415 - only this process needs them
     import onnxruntime  # noqa: PLC0415
     from tritonclient.grpc import service_pb2 as pb  # noqa: PLC0415
@@ -172,13 +199,35 @@ def serve_minimally(path: str, name: str, port: int) -> None:
             response.raw_output_contents.append(value.tobytes())
         return response
 
-    handler = grpc.unary_unary_rpc_method_handler(
-        infer, pb.ModelInferRequest.FromString, pb.ModelInferResponse.SerializeToString
-    )
+    def metadata(_: pb.ModelMetadataRequest, __: grpc.ServicerContext) -> pb.ModelMetadataResponse:
+        made = pb.ModelMetadataResponse(name=name, versions=["1"])
+        for kind, tensors in ((made.inputs, session.get_inputs()), (made.outputs, session.get_outputs())):
+            for tensor in tensors:
+                datatype = {"tensor(float)": "FP32", "tensor(int64)": "INT64"}[tensor.type]
+                shape = [size if isinstance(size, int) else -1 for size in tensor.shape]
+                kind.add(name=tensor.name, datatype=datatype, shape=shape)
+        return made
+
+    def config(_: pb.ModelConfigRequest, __: grpc.ServicerContext) -> pb.ModelConfigResponse:
+        return pb.ModelConfigResponse(config={"name": name})
+
+    def about(_: pb.ServerMetadataRequest, __: grpc.ServicerContext) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name="minimal")
+
+    methods = {
+        "ModelInfer": (infer, pb.ModelInferRequest),
+        "ModelMetadata": (metadata, pb.ModelMetadataRequest),
+        "ModelConfig": (config, pb.ModelConfigRequest),
+        "ServerMetadata": (about, pb.ServerMetadataRequest),
+    }
+    handlers = {
+        method: grpc.unary_unary_rpc_method_handler(
+            function, request.FromString, lambda response: response.SerializeToString()
+        )
+        for method, (function, request) in methods.items()
+    }
     server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 64 << 20)])
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": handler}),)
-    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     server.wait_for_termination()
@@ -243,4 +292,7 @@ def write_mobilenet(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve_minimally(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    if sys.argv[2]:
+        serve_minimally(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    else:
+        serve_bytes(sys.argv[1], int(sys.argv[3]))
