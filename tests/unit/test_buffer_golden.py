@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
 
 from outstation.buffer import Buffer
+from outstation.errors import UnsupportedVersionError
 from outstation.settings import BufferSettings, StreamSettings
 from outstation.testing import FakeClock
 from outstation.types import DropReason, WhenFull
@@ -134,6 +136,21 @@ def test_a_torn_buffer_of_format_1_is_mended(golden):
         assert stream.mark("app") == 10
         assert stream.ledger().dropped_total == 0
         assert stream.balance.torn_bytes > 0
+
+
+@pytest.mark.parametrize(("magic", "size"), [(b"OBLK", 76), (b"OBAL", 140), (b"OSEA", 140)])
+def test_a_frame_of_a_newer_format_is_refused_and_left_as_it_is(golden, magic, size):
+    segments = sorted((golden / "plain" / "streams" / "events").glob("*.seg"))
+    path = next(path for path in reversed(segments) if magic in path.read_bytes())
+    data = bytearray(path.read_bytes())
+    at = data.rindex(magic)
+    data[at + 4] += 1
+    data[at + size - 4 : at + size] = zlib.crc32(data[at : at + size - 4]).to_bytes(4, "little")
+    path.write_bytes(data)
+    (path.parent / "state").unlink()  # so that everything new is read through
+    with pytest.raises(UnsupportedVersionError):
+        Buffer.open(golden / "plain", options(), clock=FakeClock())
+    assert path.read_bytes() == data
 
 
 def test_an_encrypted_buffer_of_format_1_is_read(golden):
