@@ -153,18 +153,23 @@ def test_a_thinned_stream_is_acknowledged_at_any_number(tmp_path):
         assert buffer.stream("history").ledger() == ledger
 
 
-def test_the_folder_makes_the_least_important_stream_give(tmp_path):
-    settings = BufferSettings(
+def ranked(max_bytes: int, **alarms) -> BufferSettings:
+    return BufferSettings(
         group_interval=0.01,
         segment_bytes=4096,
         block_bytes=1024,
-        max_bytes=100 << 10,
+        max_bytes=max_bytes,
+        min_free_disk_bytes=0,
         streams={
-            "alarms": StreamSettings(priority=0, when_full=WhenFull.DROP_LOWEST_PRIORITY),
+            "alarms": StreamSettings(priority=0, **alarms),
             "readings": StreamSettings(priority=5),
             "debug": StreamSettings(priority=9),
         },
     )
+
+
+def test_the_folder_makes_the_least_important_stream_give(tmp_path):
+    settings = ranked(100 << 10, when_full=WhenFull.DROP_LOWEST_PRIORITY)
     with Buffer.open(tmp_path, settings) as buffer:
         alarms, readings, debug = (buffer.stream(name) for name in ("alarms", "readings", "debug"))
         fill(readings, 60)
@@ -186,18 +191,7 @@ def test_the_folder_makes_the_least_important_stream_give(tmp_path):
 
 
 def test_nobody_gives_for_a_less_important_stream(tmp_path):
-    settings = BufferSettings(
-        group_interval=0.01,
-        segment_bytes=4096,
-        block_bytes=1024,
-        max_bytes=64 << 10,
-        min_free_disk_bytes=0,
-        streams={
-            "alarms": StreamSettings(priority=0),
-            "readings": StreamSettings(priority=5),
-            "debug": StreamSettings(priority=9),
-        },
-    )
+    settings = ranked(64 << 10)
     with Buffer.open(tmp_path, settings) as buffer:
         alarms, readings, debug = (buffer.stream(name) for name in ("alarms", "readings", "debug"))
         fill(alarms, 60)
