@@ -19,6 +19,7 @@ from outstation.inference.model import Result, Version
 from outstation.settings import BatchingSettings
 from outstation.wire.datatypes import Array
 from outstation.wire.tensors import InferRequest, InferResponse
+from outstation_inference.classification import best_classes
 from outstation_inference.jobs import Job
 from outstation_inference.regions import Regions
 
@@ -40,12 +41,18 @@ class Prepared:
         if self.version.sampler is not None:  # before the answer: then the caller may overwrite what it shares with us
             self.version.sampler.offer(request.inputs, outputs, note_of(request.parameters))
         try:
+            if request.classes:
+                outputs = {**outputs, **self._classified(outputs)}
             into = self.regions.write(request.into, outputs) if request.into else {}
         except OutstationError as exc:
             self.job.fail(exc)
             return 0
         self.job.answer(InferResponse(request.model, self.version.version, outputs, request.id, request.raw, into))
         return 1
+
+    def _classified(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        labels = self.version.labels
+        return {name: best_classes(name, outputs[name], count, labels) for name, count in self.request.classes.items()}
 
     def run(self) -> int:
         """Compute it alone; how many calls were answered: 1 or 0."""

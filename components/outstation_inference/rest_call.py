@@ -25,7 +25,7 @@ from outstation.wire.datatypes import (
 )
 from outstation.wire.questions import ModelKey
 from outstation.wire.shared import SharedTensor, window_of
-from outstation.wire.tensors import InferRequest, InferResponse
+from outstation.wire.tensors import InferRequest, InferResponse, classes_of
 from outstation_inference.front import Connection
 from outstation_inference.http1 import Http1, Request
 from outstation_inference.jobs import http_code, names_shared_memory
@@ -126,6 +126,7 @@ class RestJob:
         )
         windows = {output.name: window_of(output.parameters, f"Output {output.name!r}") for output in call.outputs}
         into = {name: window for name, window in windows.items() if window is not None}
+        counts = {output.name: classes_of(output.parameters, f"Output {output.name!r}") for output in call.outputs}
         return InferRequest(
             self._key.name,
             inputs,
@@ -135,6 +136,7 @@ class RestJob:
             call.parameters,
             shared=shared,
             into=into,
+            classes={name: count for name, count in counts.items() if count},
         )
 
     def answer(self, response: InferResponse) -> None:

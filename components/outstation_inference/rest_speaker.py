@@ -153,14 +153,14 @@ class RestSpeaker:
         region = _REGION.fullmatch(path)
         if region is not None:
             return self._asked_of_region(request, region["kind"], unquote(region["name"] or ""), region["verb"])
+        if path not in _PAGES and match is None:
+            return 404, {"error": f"There is nothing at {path[:200]}."}
         if request.method not in ("GET", "HEAD"):
             return 405, {"error": f"{path[:200]} is asked with GET."}
-        if path in _PAGES:
+        if match is None or path in _PAGES:  # "stats" is no model's name there
             return _PAGES[path](self._service)
-        if match is not None:
-            key = ModelKey(unquote(match["name"]), unquote(match["version"] or ""))
-            return self._asked_of_model(key, match["verb"])
-        return 404, {"error": f"There is nothing at {path[:200]}."}
+        key = ModelKey(unquote(match["name"]), unquote(match["version"] or ""))
+        return self._asked_of_model(key, match["verb"])
 
     def _asked_of_region(self, request: Request, kind: str, name: str, verb: str) -> _Answer:
         regions = self._service.regions if kind == "system" else NoRegions()

@@ -30,6 +30,7 @@ READY, UNAVAILABLE = "READY", "UNAVAILABLE"  # states of a model in the index
 # What a client may use beyond the protocol's core, by Triton's names.
 EXTENSIONS = (
     "binary_tensor_data",
+    "classification",
     "model_configuration",
     "model_repository",
     "statistics",

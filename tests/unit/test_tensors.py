@@ -15,7 +15,7 @@ from outstation.wire import questions
 from outstation.wire.datatypes import DTYPES, datatype_of, from_bf16, from_raw, object_array, to_bf16, to_raw
 from outstation.wire.generated import open_inference_pb2 as pb
 from outstation.wire.shared import SharedTensor, Window, window_of
-from outstation.wire.tensors import InferRequest, InferResponse
+from outstation.wire.tensors import InferRequest, InferResponse, classes_of
 
 FIXED = {name: dtype for name, dtype in DTYPES.items() if name != "BYTES"}
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
@@ -207,6 +207,22 @@ def test_tensors_in_shared_memory_are_named_and_not_sent_each_time():
                 assert (arrived.shared, arrived.into, arrived.outputs) == (shared, {"z": window}, ("y", "z"))
                 assert list(arrived.inputs) == list(inputs)
                 assert all(same(arrived.inputs[name], array) for name, array in inputs.items())
+
+
+def test_what_is_wanted_of_outputs_is_the_same_each_time():
+    request = InferRequest(
+        "m", {"x": np.ones((2, 4), np.float32)}, outputs=("y", "z"), into={"y": Window("r", 0, 32)}, classes={"z": 3}
+    )
+    for _ in range(3):  # the second is recognised by its beginning
+        arrived = InferRequest.unpack(request.pack())
+        assert (arrived.outputs, arrived.into, arrived.classes) == (("y", "z"), request.into, {"z": 3})
+        assert arrived.brought({"w": np.zeros(1)}).classes == {"z": 3}
+
+
+@pytest.mark.parametrize("count", [-1, True, "3", 1.0])
+def test_a_number_of_classes_that_cannot_be_is_refused(count):
+    with pytest.raises(InvalidInputError, match="Output 'y' asks for"):
+        classes_of({"classification": count}, "Output 'y'")
 
 
 def test_outputs_in_shared_memory_leave_the_others_in_their_places():

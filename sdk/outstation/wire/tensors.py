@@ -37,6 +37,8 @@ Parameter = bool | int | str | float
 
 # How a client of streams asks whether an answer is the last one to its call, and how it is told.
 ASKS_FOR_FINAL, _FINAL = "triton_enable_empty_final_response", "triton_final_response"
+# How a client asks for the best classes of an output.
+CLASSIFICATION = "classification"
 # Datatypes without a field of InferTensorContents; they travel raw.
 _RAW_ONLY = ("BF16", "FP16")
 # The field of InferTensorContents for each other one.
@@ -61,7 +63,7 @@ class InferRequest:
     """One call. ``version`` "" = the one that answers; ``outputs`` empty = all of them.
 
     Inputs whose bytes lie in shared memory are in ``shared`` and not in ``inputs``; outputs that are wanted there are
-    in ``into``.
+    in ``into``. ``classes`` is of how many classes an output is to tell, the best first, instead of its elements.
     """
 
     model: str
@@ -73,6 +75,7 @@ class InferRequest:
     raw: bool = True
     shared: Mapping[str, SharedTensor] = field(default_factory=dict)
     into: Mapping[str, Window] = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         message = pb.ModelInferRequest(model_name=self.model, model_version=self.version, id=self.id)
@@ -80,6 +83,8 @@ class InferRequest:
             output = message.outputs.add(name=name)
             if name in self.into:
                 _set_parameters(output.parameters, self.into[name].parameters)
+            if name in self.classes:
+                _set_parameters(output.parameters, {CLASSIFICATION: self.classes[name]})
         _set_parameters(message.parameters, self.parameters)
         raw = self.raw or _needs_raw(self.inputs)
         for name, array in self.inputs.items():
@@ -91,9 +96,10 @@ class InferRequest:
 
     def brought(self, inputs: Mapping[str, Array]) -> InferRequest:
         """The same call with the *inputs* that lay in shared memory."""
-        inputs = {**self.inputs, **inputs}
+        all_of_them = {**self.inputs, **inputs}
+        wanted = self.outputs, self.parameters, self.raw
         return InferRequest(
-            self.model, inputs, self.version, self.id, self.outputs, self.parameters, self.raw, into=self.into
+            self.model, all_of_them, self.version, self.id, *wanted, into=self.into, classes=self.classes
         )
 
     @classmethod
@@ -101,7 +107,8 @@ class InferRequest:
         found = _BEGINNINGS.find(data)
         if found is not None:
             head, tensors = found
-            return cls(head.model, tensors, head.version, "", head.outputs, head.parameters)
+            more = (head.outputs, head.parameters, head.raw, head.shared, head.into, head.classes)
+            return cls(head.model, tensors, head.version, "", *more)
         known = _REPEATS.find(data)
         if known is not None:
             return known
@@ -118,6 +125,7 @@ class InferRequest:
             raw=bool(raw) or not inputs,
             shared=shared,
             into=_wanted(message.outputs),
+            classes=_classes(message.outputs),
         )
         if raw and not message.id and not shared:  # one with an id has a beginning of its own each time
             kinds = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs]
@@ -268,6 +276,19 @@ def _window(tensor: Any, kind: str) -> Window | None:
 def _wanted(outputs: Any) -> dict[str, Window]:
     windows = {output.name: _window(output, "Output") for output in outputs}
     return {name: window for name, window in windows.items() if window is not None}
+
+
+def _classes(outputs: Any) -> dict[str, int]:
+    counts = {row.name: classes_of(_parameters(row.parameters), f"Output {row.name!r}") for row in outputs}
+    return {name: count for name, count in counts.items() if count}
+
+
+def classes_of(parameters: Mapping[str, Any], where: str) -> int:
+    """How many classes the *parameters* of an output ask for; 0 when its elements are wanted."""
+    count = parameters.get(CLASSIFICATION, 0)
+    if type(count) is not int or count < 0:
+        raise InvalidInputError(f"{where} asks for {count!r} classes; it must be a number.")
+    return count
 
 
 def _needs_raw(tensors: Mapping[str, Array]) -> bool:
