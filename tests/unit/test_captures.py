@@ -159,6 +159,13 @@ def test_a_person_may_keep_any_call_of_any_model_with_a_note(kept):
     assert len(kept.captures[0].note) == room.MAX_NOTE
 
 
+def test_no_rule_eats_into_what_is_kept_by_hand(kept):
+    made = captures(kept, rate=1.0, max_per_hour=2)
+    notes = (None, None, None, "mine", "", "one too many", None)
+    assert [sampler(made).offer(INPUTS, SURE, note) for note in notes] == [True, True, False, True, True, False, False]
+    made.close()
+
+
 def test_bounds_hold_and_what_they_kept_out_is_counted_and_told(kept):
     told = []
     made = captures(

@@ -33,6 +33,8 @@ MAX_NOTE = 256
 # The counters are told so often, and the budget is written as often, if they changed: a card is not worn by captures,
 # and a process that is killed has forgotten a few of them.
 INTERVAL = 10.0
+# A budget of its own, of the same size: no rule eats into what a person wants. No model's name has a space.
+_BY_HAND = "by hand"
 _NOTHING = CaptureSettings()
 
 Report = Callable[[str, Mapping[str, Any]], object]
@@ -97,7 +99,7 @@ class Captures:
         self._told = Counts()
         self._written: bytes = b""
         self.counts = Counts()
-        self._budgets = _read_budgets(state)
+        self._budgets = _read_budgets(state)  # by model, and by model and hand
         self._thread = threading.Thread(target=self._run, name="outstation-captures", daemon=True)
         self._thread.start()
 
@@ -125,7 +127,8 @@ class Captures:
             if len(self._queue) >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
                 self.counts.queue_full += 1
                 return False
-            if not self._budgets.setdefault(sampler.model, Budget()).spend(now, settings):
+            purse = f"{sampler.model} {_BY_HAND}" if reason == "manual" else sampler.model
+            if not self._budgets.setdefault(purse, Budget()).spend(now, settings):
                 self.counts.over_budget += 1
                 return False
             self._waiting_bytes += size
