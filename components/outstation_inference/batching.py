@@ -7,14 +7,16 @@ call by call, so that no caller suffers from another's input.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from outstation.errors import InferenceError, OutstationError
+from outstation.errors import DeadlineError, InferenceError, OutstationError
 from outstation.inference.capturing import note_of
+from outstation.inference.deadlines import Deadlines
 from outstation.inference.model import Result, Version
 from outstation.settings import BatchingSettings
 from outstation.wire.datatypes import Array
@@ -34,6 +36,7 @@ class Prepared:
     request: InferRequest
     version: Version
     regions: Regions
+    deadline: float | None  # when the caller stops waiting, by the connection or by the call's own words
 
     def answer(self, outputs: Mapping[str, Array]) -> int:
         """Answer with *outputs*, in shared memory those that are wanted there; how many calls were answered: 1 or 0."""
@@ -54,14 +57,25 @@ class Prepared:
         labels = self.version.labels
         return {name: best_classes(name, outputs[name], count, labels) for name, count in self.request.classes.items()}
 
-    def run(self) -> int:
-        """Compute it alone; how many calls were answered: 1 or 0."""
+    def run(self, deadlines: Deadlines | None) -> int:
+        """Compute it alone, within its time if *deadlines* watch over it; how many calls were answered: 1 or 0."""
         try:
-            outputs = self.version.run(self.request.inputs, self.request.outputs or None)
+            left = None if deadlines is None else time_left(self.deadline)
+            outputs = self.version.run(self.request.inputs, self.request.outputs or None, left, deadlines)
         except OutstationError as exc:
             self.job.fail(exc)
             return 0
         return self.answer(outputs)
+
+
+def time_left(deadline: float | None) -> float | None:
+    """Seconds until *deadline* on the monotonic clock; DeadlineError when it has passed."""
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineError("The call's time was up before it was computed.")
+    return left
 
 
 def batches(calls: Sequence[Prepared], settings: Mapping[str, BatchingSettings]) -> list[list[Prepared]]:
@@ -83,17 +97,22 @@ def batches(calls: Sequence[Prepared], settings: Mapping[str, BatchingSettings])
     return groups
 
 
-def compute_together(calls: Sequence[Prepared]) -> int:
-    """Compute *calls*, which are alike, in one run, and answer each with its rows; how many were answered."""
+def compute_together(calls: Sequence[Prepared], deadlines: Deadlines | None) -> int:
+    """Compute *calls*, which are alike, in one run, and answer each with its rows; how many were answered.
+
+    *deadlines*, if any, end the run when nobody waits for it any more.
+    """
     first = calls[0]
+    ends = [call.deadline for call in calls if call.deadline is not None]
     try:
+        left = time_left(max(ends)) if deadlines is not None and len(ends) == len(calls) else None
         inputs = {name: np.concatenate([call.request.inputs[name] for call in calls]) for name in first.request.inputs}
-        result = first.version.run(inputs, first.request.outputs or None, calls=len(calls))
+        result = first.version.run(inputs, first.request.outputs or None, left, deadlines, calls=len(calls))
         rows = [len(next(iter(call.request.inputs.values()))) for call in calls]
         parts = _split(result, rows)
     except OutstationError as exc:
         log.debug("a batch of %d calls failed and is computed one by one: %s", len(calls), exc)
-        return sum(call.run() for call in calls)
+        return sum(call.run(deadlines) for call in calls if not call.job.cancelled)
     return sum(call.answer(part) for call, part in zip(calls, parts, strict=True))
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from outstation.errors import InvalidInputError, OutstationError
 from outstation.shapes import learn
-from outstation.wire.questions import IndexQuery, ModelKey, RepositoryOrder
+from outstation.wire.questions import LABELS, IndexQuery, ModelKey, RepositoryOrder
 from outstation.wire.shared import Region
 from outstation_inference.chores import Chores
 from outstation_inference.front import Connection
@@ -35,6 +35,7 @@ _REGION = re.compile(
 )
 _ORDER = re.compile(r"/v2/repository/models/(?P<name>[^/]+)/(?P<verb>load|unload)")
 
+_METADATA = ("name", "versions", "platform", "inputs", "outputs")  # what the protocol tells of a model
 _Answer = tuple[int, Any]  # status of HTTP, and what becomes the body
 
 
@@ -192,8 +193,10 @@ class RestSpeaker:
                 ]
                 for kind, tensors in (("input", model.inputs), ("output", model.outputs))
             }
-            return 200, {"name": model.name, "platform": model.platform, "max_batch_size": 0, **rows}
-        return 200, model
+            labels = {LABELS: {"string_value": "\n".join(model.labels)}} if model.labels else {}
+            about = {"name": model.name, "platform": model.platform, "max_batch_size": 0, "parameters": labels}
+            return 200, {**about, **rows}
+        return 200, {field: getattr(model, field) for field in _METADATA}
 
     def _say(self, request: Request, status: int, body: Any) -> None:
         if isinstance(body, str):

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from outstation.errors import DeadlineError, InferenceError, OutstationError, ProviderUnavailableError
 from outstation.inference.deadlines import Deadlines
 from outstation.settings import BatchingSettings, InferenceSettings
-from outstation_inference.batching import Prepared, batches, compute_together
+from outstation.wire.tensors import InferRequest
+from outstation_inference.batching import Prepared, batches, compute_together, time_left
 from outstation_inference.jobs import Job
 from outstation_inference.service import InferenceService
 
@@ -122,9 +123,10 @@ class Scheduler:
             if self._gathering:
                 self._more_calls.notify_all()
         for job in late:
-            job.fail(_too_late())
+            self._refuse(job, DeadlineError("The call's time was up before a worker was free."))
         for job in refused:
-            job.fail(ProviderUnavailableError("As many calls as may wait do already.", hint="Try again in a moment."))
+            error = ProviderUnavailableError("As many calls as may wait do already.", hint="Try again in a moment.")
+            self._refuse(job, error)
 
     def _work(self) -> None:
         while True:
@@ -230,7 +232,8 @@ class Scheduler:
         for batch in batches(prepared, self._batching):
             begin = time.monotonic()
             waited = sum(begin - ready.job.arrived for ready in batch)
-            fine = compute_together(batch) if len(batch) > 1 else self._compute_one(batch[0], watched=watched)
+            watch = self._deadlines if watched else None
+            fine = compute_together(batch, watch) if len(batch) > 1 else self._compute_one(batch[0], watch)
             took = time.monotonic() - begin
             model, version = batch[0].request.model, batch[0].version.version
             self._learn(model, took / len(batch))
@@ -241,28 +244,30 @@ class Scheduler:
         if job.cancelled:
             return None
         try:
-            if job.deadline is not None and job.deadline <= time.monotonic():
-                raise _too_late()
+            time_left(job.deadline)
             request = job.request()
+            deadline = _deadline(job, request)
+            time_left(deadline)
             version = self._service.version_for(request)
             if request.shared or request.into:
                 request = self._service.located(request)
-            return Prepared(job, request, version, self._service.regions)
+            return Prepared(job, request, version, self._service.regions, deadline)
         except OutstationError as exc:
-            job.fail(exc)
+            self._refuse(job, exc)
         except Exception:  # noqa: BLE001 - told to the caller, kept in the log
             _failed_inside(job)
         return None
 
-    def _compute_one(self, ready: Prepared, *, watched: bool) -> int:
+    def _refuse(self, job: Job, error: OutstationError) -> None:
+        """Fail *job*, which nobody has computed."""
+        if isinstance(error, DeadlineError | ProviderUnavailableError):
+            self._service.count_refused(job.model_hint)
+        job.fail(error)
+
+    def _compute_one(self, ready: Prepared, watch: Deadlines | None) -> int:
         """How many calls were answered: 1 or 0."""
-        deadline = ready.job.deadline
-        left = deadline - time.monotonic() if watched and deadline is not None else None
         try:
-            result = ready.version.run(ready.request.inputs, ready.request.outputs or None, left, self._deadlines)
-            return ready.answer(result)
-        except OutstationError as exc:
-            ready.job.fail(exc)
+            return ready.run(watch)
         except Exception:  # noqa: BLE001 - told to the caller, kept in the log
             _failed_inside(ready.job)
         return 0
@@ -276,8 +281,13 @@ def _is_small(job: Job) -> bool:
     return job.size_bytes <= MAX_INLINE_BYTES and not job.shared
 
 
-def _too_late() -> DeadlineError:
-    return DeadlineError("The call's time was up before a worker was free.")
+def _deadline(job: Job, request: InferRequest) -> float | None:
+    """When the caller stops waiting: by its connection, or by the call's own parameter, in microseconds as Triton's."""
+    timeout = request.parameters.get("timeout")
+    if type(timeout) is not int or timeout <= 0:
+        return job.deadline
+    own = job.arrived + timeout / 1e6
+    return own if job.deadline is None else min(own, job.deadline)
 
 
 def _failed_inside(job: Job) -> None:

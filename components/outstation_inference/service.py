@@ -122,9 +122,8 @@ class InferenceService:
         """Inputs and outputs of the version that answers."""
         version = self._version(key.name, key.version)
         signature = version.signature
-        return ModelMetadata(
-            key.name, (version.version,), PLATFORM, _tensors(signature.inputs), _tensors(signature.outputs)
-        )
+        tensors = _tensors(signature.inputs), _tensors(signature.outputs)
+        return ModelMetadata(key.name, (version.version,), PLATFORM, *tensors, version.labels)
 
     def index(self, query: IndexQuery) -> tuple[IndexedModel, ...]:
         """Every model that is known here, and whether it answers; InvalidInputError for another repository."""
@@ -160,17 +159,32 @@ class InferenceService:
     def count(self, model: str, version: str, calls: int, *, errors: int, queue: float, compute: float) -> None:
         """Note one execution: the *calls* that it answered, their seconds of waiting, its seconds of computing."""
         with self._lock:
-            known = self._counts.get((model, version))
-            if known is None:
-                if len(self._counts) >= _MAX_COUNTED:
-                    del self._counts[next(iter(self._counts))]
-                known = self._counts[model, version] = _Counts()
+            known = self._counts_of(model, version)
             known.calls += calls - errors
             known.executions += 1
             known.errors += errors
             known.last_unix_nano = time.time_ns()
             known.queue += queue
             known.compute += compute
+
+    def count_refused(self, model: str) -> None:
+        """Note a call that nobody has computed, as the queue was full or its time was up; an error of the version that
+        answers, and of none if none does.
+        """
+        try:
+            version = self._models.get(model, 0.0).version
+        except OutstationError:
+            return
+        with self._lock:
+            self._counts_of(model, version).errors += 1
+
+    def _counts_of(self, model: str, version: str) -> _Counts:
+        known = self._counts.get((model, version))
+        if known is None:
+            if len(self._counts) >= _MAX_COUNTED:
+                del self._counts[next(iter(self._counts))]
+            known = self._counts[model, version] = _Counts()
+        return known
 
     def _indexed(self, name: str) -> IndexedModel:
         try:

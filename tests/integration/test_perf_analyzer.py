@@ -37,8 +37,9 @@ def address(tmp_path_factory):
 def test_every_call_is_answered_and_counted(address, options):
     measured = analyzed(address, "m", "--shape", "x:1,4", "--request-count", "100", *options.split())
     assert "Unable" not in measured.said  # to let go of shared memory at its end
-    # What the server has counted, which it is asked for over the same protocol; a call is counted once it is answered.
-    assert int(measured.said.partition("Successful request count: ")[2].split()[0]) in (99, 100)
+    # What the server has counted, which it is asked for over the same protocol: between two moments of the load, and a
+    # call is counted once it is answered.
+    assert 90 <= int(measured.said.partition("Successful request count: ")[2].split()[0]) <= 110
 
 
 def test_a_model_that_is_not_there_is_told(address):

@@ -19,6 +19,7 @@ import tiny_models
 from inference_support import HandStore, install
 from outstation._version import __version__
 from outstation.inference.host import ModelHost
+from outstation.inference.remote import RemoteModels
 from outstation.settings import InferenceSettings
 from outstation_inference import InferenceProcess
 from support import wait_until
@@ -108,6 +109,12 @@ def test_server_and_model_are_described(client):
     config = plain(client.get_model_config("m"))
     config = config.get("config", config)
     assert (config["name"], config["input"][0]["data_type"]) == ("m", "TYPE_FP32")
+    assert config["parameters"] == {"labels": {"string_value": "ant\nbee\ncat\ndog"}}
+
+
+def test_a_client_of_ours_knows_the_labels_too(address):
+    with RemoteModels(address) as models:
+        assert models.get("m").labels == ("ant", "bee", "cat", "dog")
 
 
 def test_a_call_comes_back_with_its_id_and_whatever_is_said_beside_it(client, kind, asked, over_rest):

@@ -16,6 +16,7 @@ from outstation.inference.loading import load_file
 from outstation.inference.model import Model
 from outstation.settings import BatchingSettings, InferenceSettings
 from outstation.wire.tensors import InferRequest
+from outstation_inference.batching import Prepared, compute_together
 from outstation_inference.scheduler import Scheduler
 from outstation_inference.service import InferenceService
 from support import wait_until
@@ -24,7 +25,7 @@ from support import wait_until
 class Job:
     """A call that remembers what became of it."""
 
-    def __init__(self, x, *, model="m", outputs=(), deadline=None, shared=False):
+    def __init__(self, x, *, model="m", outputs=(), deadline=None, shared=False, **parameters):
         self.arrived = time.monotonic()
         self.model_hint = model
         self.size_bytes = 100
@@ -32,7 +33,7 @@ class Job:
         self.deadline = deadline
         self.cancelled = False
         self.outcome = None
-        self._request = InferRequest(model, {"x": np.asarray(x, np.float32)}, outputs=outputs)
+        self._request = InferRequest(model, {"x": np.asarray(x, np.float32)}, outputs=outputs, parameters=parameters)
 
     def request(self):
         return self._request
@@ -130,7 +131,44 @@ def test_a_call_whose_caller_has_gone_or_whose_time_is_up_is_not_computed(schedu
     scheduler.submit([gone, late])
     assert gone.outcome is None
     assert isinstance(late.outcome, DeadlineError)
-    assert service._counts == {}
+    counts = service._counts["m", "1"]
+    assert (counts.calls, counts.executions, counts.errors) == (0, 0, 1)  # who has gone is no error
+
+
+def test_the_time_that_a_call_names_itself_bounds_it_too(scheduled):
+    scheduler, _ = scheduled()
+    quick(scheduler)
+    jobs = [Job(np.ones((1, 4)), timeout=timeout) for timeout in (1, 60_000_000, 0, "soon")]
+    for job in jobs:
+        job.arrived -= 1
+    patient = Job(np.ones((1, 4)), deadline=time.monotonic() - 1, timeout=60_000_000)
+    scheduler.submit([*jobs, patient])
+    assert [isinstance(job.outcome, DeadlineError) for job in (*jobs, patient)] == [True, False, False, False, True]
+
+
+def test_a_batch_ends_when_nobody_waits_for_it_and_what_failed_is_not_computed_for_nobody(version, monkeypatch):
+    ran, deadlines = [], object()
+
+    def run(inputs, outputs, timeout, watch, calls=1):
+        ran.append((calls, None if timeout is None else round(timeout), watch))
+        if calls > 1:
+            raise DeadlineError("too late")
+        return {"y": np.ones((1, 4), np.float32)}
+
+    monkeypatch.setattr(version, "run", run)
+    now = time.monotonic()
+    jobs = [Job(np.ones((1, 4)), deadline=now + left) for left in (60, 20, -1, 40)]
+    jobs[3].cancelled = True
+    ready = [Prepared(job, job.request(), version, None, job.deadline) for job in jobs]
+    assert compute_together(ready, deadlines) == 2
+    assert ran == [(4, 60, deadlines), (1, 60, deadlines), (1, 20, deadlines)]
+    assert isinstance(jobs[2].outcome, DeadlineError)
+    assert jobs[3].outcome is None
+    ran.clear()
+    jobs[2].outcome = None
+    ready = [Prepared(job, job.request(), version, None, None) for job in (Job(np.ones((1, 4))), jobs[2])]
+    compute_together(ready, deadlines)
+    assert ran[0] == (2, None, deadlines)  # one of them waits for ever
 
 
 def test_what_is_not_known_to_be_quick_goes_to_the_workers_and_those_to_a_bounded_queue(scheduled, monkeypatch):
@@ -150,6 +188,7 @@ def test_what_is_not_known_to_be_quick_goes_to_the_workers_and_those_to_a_bounde
     wait_until(lambda: on)
     scheduler.submit(jobs[1:])
     assert [isinstance(job.outcome, ProviderUnavailableError) for job in jobs] == [False] * 3 + [True] * 3
+    assert service._counts["m", "1"].errors == 3
     hold.set()
     wait_until(lambda: scheduler.idle)
     assert threading.current_thread().name not in on

@@ -186,6 +186,12 @@ def test_metadata_and_flags_survive_the_wire():
         assert method.response.decode(method.response.encode(response)) == response
 
 
+def test_labels_travel_with_the_configuration():
+    for labels in ((), ("ant",), ("ant", "honey bee", "")):
+        model = questions.ModelMetadata("m", ("1",), "onnx", (), (), labels)
+        assert questions.MODEL_LABELS.response.decode(questions.MODEL_CONFIG.response.encode(model)) == labels
+
+
 def test_bf16_is_fp32_rounded_to_its_upper_half():
     exact = np.array([[0.0, -1.5], [np.inf, -np.inf]], np.float32)
     assert np.array_equal(from_bf16(to_bf16(exact)), exact)

@@ -22,7 +22,14 @@ from outstation.inference.model import Result
 from outstation.models.manifest import TensorSpec
 from outstation.wire.client import Client
 from outstation.wire.datatypes import Array, object_array
-from outstation.wire.questions import MODEL_METADATA, MODEL_READY, ModelKey, ModelMetadata, TensorMetadata
+from outstation.wire.questions import (
+    MODEL_LABELS,
+    MODEL_METADATA,
+    MODEL_READY,
+    ModelKey,
+    ModelMetadata,
+    TensorMetadata,
+)
 from outstation.wire.tensors import MODEL_INFER, InferRequest
 
 T = TypeVar("T")
@@ -47,6 +54,7 @@ class RemoteModels:
         self._client = Client(target, max_message_bytes=max_message_bytes)
         self._ready = self._client.unary(MODEL_READY)
         self._metadata = self._client.unary(MODEL_METADATA)
+        self._labels = self._client.unary(MODEL_LABELS)
         self._infer = self._client.unary(MODEL_INFER)
 
     def get(self, name: str, timeout: float = 10.0) -> RemoteModel:
@@ -67,6 +75,13 @@ class RemoteModels:
     def metadata(self, name: str, timeout: float = _ASK_TIMEOUT) -> ModelMetadata:
         """What the server tells of the model *name*."""
         return self.again(lambda left: self._metadata(ModelKey(name), left), timeout)
+
+    def labels(self, name: str, timeout: float = _ASK_TIMEOUT) -> tuple[str, ...]:
+        """What the classes of the model *name* are called; () when the server does not say."""
+        try:
+            return self.again(lambda left: self._labels(ModelKey(name), left), timeout)
+        except RefusedError:  # a server without Triton's extension of configurations
+            return ()
 
     def infer(self, request: InferRequest, timeout: float | None) -> Result:
         """One call; see :meth:`RemoteModel.run`."""
@@ -155,7 +170,7 @@ class RemoteModel:
 
     @property
     def version(self) -> str:
-        """The version that answers now; asks the server, as do :attr:`inputs` and :attr:`outputs`."""
+        """The version that answers now; asks the server, as do :attr:`inputs`, :attr:`outputs` and :attr:`labels`."""
         versions = self._models.metadata(self.name).versions
         return versions[0] if versions else ""
 
@@ -169,8 +184,8 @@ class RemoteModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Always (): the protocol carries none."""
-        return ()
+        """What the classes are called, in their order; () when the bundle names none, or the server is not ours."""
+        return self._models.labels(self.name)
 
     def __repr__(self) -> str:
         return f"<RemoteModel {self.name} at {self._models.target}>"

@@ -17,6 +17,9 @@ from outstation.wire.tensors import SERVICE, parsed
 
 T = TypeVar("T")
 
+# The parameter of a model's configuration that has the names of its classes.
+LABELS = "labels"
+
 
 @dataclass(frozen=True, slots=True)
 class ModelKey:
@@ -44,6 +47,7 @@ class ModelMetadata:
     platform: str
     inputs: tuple[TensorMetadata, ...]
     outputs: tuple[TensorMetadata, ...]
+    labels: tuple[str, ...] = ()  # of its classes; travels with the configuration, one a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,13 @@ def _pack_config(m: ModelMetadata) -> Any:
         for tensor in tensors:
             kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
             rows.add(name=tensor.name, data_type=getattr(pb, f"TYPE_{kind}"), dims=tensor.shape)
+    if m.labels:
+        config.parameters[LABELS].string_value = "\n".join(m.labels)
     return pb.ModelConfigResponse(config=config)
+
+
+def _unpack_labels(m: Any) -> tuple[str, ...]:
+    return tuple(m.config.parameters[LABELS].string_value.split("\n")) if LABELS in m.config.parameters else ()
 
 
 def _pack_statistics(models: tuple[ModelStatistics, ...]) -> Any:
@@ -148,6 +158,13 @@ def _written(pack: Callable[[T], Any]) -> Codec[T]:
         raise WireError(f"These {len(data)} bytes are of an extension that is only served.")
 
     return Codec(lambda value: pack(value).SerializeToString(), unread)
+
+
+def _read(message: Any, unpack: Callable[[Any], T]) -> Codec[T]:
+    def unwritten(_value: T) -> bytes:
+        raise WireError("This is only read.")
+
+    return Codec(unwritten, lambda data: unpack(parsed(message, data)))
 
 
 def _tensors(rows: Any) -> tuple[TensorMetadata, ...]:
@@ -222,6 +239,10 @@ MODEL_METADATA: Method[ModelKey, ModelMetadata] = Method(
 # Of the extensions we are a server only, so their answers are written and never read.
 MODEL_CONFIG: Method[ModelKey, ModelMetadata] = Method(
     _path("ModelConfig"), _key(pb.ModelConfigRequest), _written(_pack_config)
+)
+# The same question by a client of ours, who wants the names of classes only.
+MODEL_LABELS: Method[ModelKey, tuple[str, ...]] = Method(
+    MODEL_CONFIG.path, MODEL_CONFIG.request, _read(pb.ModelConfigResponse, _unpack_labels)
 )
 MODEL_STATISTICS: Method[ModelKey, tuple[ModelStatistics, ...]] = Method(
     _path("ModelStatistics"), _key(pb.ModelStatisticsRequest), _written(_pack_statistics)
