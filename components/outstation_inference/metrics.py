@@ -26,7 +26,9 @@ class _Counter:
 _COUNTERS = (
     _Counter("calls", "{call}", "Calls answered.", lambda row: row.calls),
     _Counter("errors", "{call}", "Calls that failed.", lambda row: row.errors),
-    _Counter("executions", "{run}", "Runs of the model; a batch is one.", lambda row: row.executions),
+    _Counter(
+        "executions", "{run}", "Runs of the model that gave an answer; a batch is one.", lambda row: row.executions
+    ),
     _Counter("queue_seconds", "s", "Time that calls waited.", lambda row: row.queue_nano / 1e9),
     _Counter("compute_seconds", "s", "Time that runs took.", lambda row: row.compute_nano / 1e9),
 )

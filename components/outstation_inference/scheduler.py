@@ -15,7 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from outstation.errors import DeadlineError, InferenceError, OutstationError, ProviderUnavailableError
+from outstation.errors import (
+    DeadlineError,
+    InferenceError,
+    InvalidInputError,
+    OutstationError,
+    ProviderUnavailableError,
+)
+from outstation.inference.capturing import note_of
 from outstation.inference.deadlines import Deadlines
 from outstation.settings import BatchingSettings, InferenceSettings
 from outstation.wire.tensors import InferRequest
@@ -249,6 +256,8 @@ class Scheduler:
             deadline = _deadline(job, request)
             time_left(deadline)
             version = self._service.version_for(request)
+            if version.sampler is None and note_of(request.parameters) is not None:
+                raise InvalidInputError("No call can be kept here: a file is served, and there is no buffer.")
             if request.shared or request.into:
                 request = self._service.located(request)
             return Prepared(job, request, version, self._service.regions, deadline)

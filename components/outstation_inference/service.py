@@ -161,7 +161,7 @@ class InferenceService:
         with self._lock:
             known = self._counts_of(model, version)
             known.calls += calls - errors
-            known.executions += 1
+            known.executions += errors < calls  # as Triton counts: those that gave an answer
             known.errors += errors
             known.last_unix_nano = time.time_ns()
             known.queue += queue

@@ -188,6 +188,9 @@ def test_calls_are_counted(client, asked):
     client.infer("m", asked())
     client.infer("m", asked())
     assert count() == before + 2
+    runs = int(plain(client.get_inference_statistics("m"))["model_stats"][0]["execution_count"])
+    assert refused(lambda: client.infer("m", asked(X[:, :2])))
+    assert int(plain(client.get_inference_statistics("m"))["model_stats"][0]["execution_count"]) == runs
     assert plain(client.get_inference_statistics())["model_stats"][0]["name"] == "m"
 
 
@@ -202,6 +205,11 @@ def test_what_is_not_served_is_told(client):
     assert refused(lambda: client.register_cuda_shared_memory("r", b"aGFuZGxl", 0, 8)) in ("INVALID_ARGUMENT", "400")
     assert not plain(client.get_cuda_shared_memory_status())
     client.unregister_cuda_shared_memory()
+
+
+def test_who_wants_a_call_kept_where_nothing_is_kept_is_told(client, asked):
+    assert refused(lambda: client.infer("m", asked(), parameters={"capture": "bee"})) in ("INVALID_ARGUMENT", "400")
+    assert np.array_equal(client.infer("m", asked(), parameters={"capture": False}).as_numpy("y"), 2 * X)
 
 
 def test_a_call_that_is_wrong_is_told_why(client, kind, asked):

@@ -25,7 +25,8 @@ ModelName = Annotated[
     str, typer.Option("--name", "-n", help="What the file's model is called; else the file's name.", show_default=False)
 ]
 Listen = Annotated[
-    str | None, typer.Option("--listen", help='host:port of gRPC; "" = none; else of the settings.', show_default=False)
+    str | None,
+    typer.Option("--listen", help='host:port of gRPC and REST; "" = none; else of the settings.', show_default=False),
 ]
 Socket = Annotated[
     Path | None, typer.Option("--socket", help="Path of a unix socket; else of the settings.", show_default=False)
