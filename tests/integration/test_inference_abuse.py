@@ -167,9 +167,9 @@ def test_a_call_whose_deadline_has_come_is_stopped_and_its_worker_takes_the_next
         model = models.get("m")
         with pytest.raises(DeadlineError):
             model.run(x, timeout=0.05)
-        wait_until(lambda: executions(address) == (1, 1))  # it ended long before it was computed
+        wait_until(lambda: executions(address) == (0, 1))  # it ended long before it was computed
         assert model.run(x, timeout=60)["y"].shape == (256, 256)
-        assert executions(address) == (2, 1)
+        wait_until(lambda: executions(address) == (1, 1))
 
 
 def test_calls_that_were_cancelled_or_whose_client_has_gone_are_not_computed(tiny, monkeypatch):
