@@ -197,6 +197,38 @@ def test_one_failed_sync_is_made_good_in_a_new_segment(tmp_path):
         assert payloads(buffer.stream("events")) == [b"one", b"two"]
 
 
+class UnsyncedPlacing(SickFiles):
+    """The folder cannot be synced once, when a segment that was written again has taken the place of the old one."""
+
+    armed = False
+
+    def rename(self, source, target):
+        super().rename(source, target)
+        if self.armed and target.suffix == ".seg":
+            self.armed, self.once = False, {"sync_directory": errno.EIO}
+
+    def sync_directory(self, path):
+        self._check("sync_directory")
+        super().sync_directory(path)
+
+
+def test_what_was_thinned_into_a_folder_that_cannot_be_synced_is_counted_all_the_same(tmp_path):
+    thinned = StreamSettings(when_full=WhenFull.THIN, max_bytes=24 << 10)
+    files = UnsyncedPlacing()
+    options = BufferSettings(group_interval=600.0, segment_bytes=4096, block_bytes=1024, streams={"events": thinned})
+    with Buffer.open(tmp_path, options, files=files) as buffer:
+        stream = buffer.stream("events")
+        files.armed = True
+        while not files.failures:
+            stream.append(os.urandom(300)).wait()
+        stream.flush(5)
+        delivered = [record.sequence for record in stream.read()]
+        assert stream.ledger().pending == len(delivered)
+        stream.acknowledge(stream.last_sequence)
+        assert stream.ledger().acknowledged == len(delivered)
+        assert stream.ledger().dropped[DropReason.THINNED] == stream.last_sequence - len(delivered)
+
+
 def test_an_error_of_reading_is_ours_and_passes(tmp_path):
     files = SickFiles()
     with Buffer.open(tmp_path, OPTIONS, files=files) as buffer:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from array import array
+from contextlib import contextmanager
 
 import pytest
 
 from outstation.buffer import Buffer
 from outstation.durable import Files
-from outstation.settings import BufferSettings
-from outstation.types import DropReason
+from outstation.settings import BufferSettings, StreamSettings
+from outstation.types import DropReason, WhenFull
 
 OPTIONS = BufferSettings(group_interval=600.0)  # nothing is committed but by who waits
 
@@ -94,6 +97,99 @@ def test_who_flushes_is_answered_though_the_commit_was_interrupted(tmp_path):
             stream.append(b"two").wait()
         stream.flush(5)
         assert stream.last_sequence == 2
+
+
+class InterruptedAtPlacing(Files):
+    """Raises KeyboardInterrupt once, about when a segment that was written again takes the place of the old one."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+        self.armed = False
+        self._placed = False
+
+    def _interrupt(self, at: str, *, here: bool) -> None:
+        if self.armed and here and at == self.at:
+            self.armed = False
+            raise KeyboardInterrupt
+
+    def rename(self, source, target):
+        self._placed = target.suffix == ".seg"
+        self._interrupt("before the rename", here=self._placed)
+        super().rename(source, target)
+        self._interrupt("after the rename", here=self._placed)
+
+    def sync_directory(self, path):
+        self._interrupt("before the sync of the folder", here=self._placed)
+        super().sync_directory(path)
+        self._interrupt("after the sync of the folder", here=self._placed)
+        self._placed = False
+
+
+def append_durably(stream, count):
+    for _ in range(count):
+        stream.append(os.urandom(300)).wait()
+
+
+@pytest.mark.parametrize(
+    "at", ["before the rename", "after the rename", "before the sync of the folder", "after the sync of the folder"]
+)
+def test_what_an_interrupted_thinning_took_is_counted_and_nothing_else_is_missing(tmp_path, at):
+    thinned = StreamSettings(when_full=WhenFull.THIN, max_bytes=24 << 10)
+    options = BufferSettings(group_interval=600.0, segment_bytes=4096, block_bytes=1024, streams={"events": thinned})
+    files = InterruptedAtPlacing(at)
+    with Buffer.open(tmp_path, options, files=files) as buffer:
+        stream = buffer.stream("events")
+        files.armed = True
+        with pytest.raises(KeyboardInterrupt):
+            append_durably(stream, 1000)
+        stream.flush(5)
+        delivered = [record.sequence for record in stream.read()]
+        assert stream.ledger().pending == len(delivered)
+        stream.acknowledge(stream.last_sequence)
+        stream.flush(5)
+        ledger = stream.ledger()
+        assert ledger.acknowledged == len(delivered)
+        assert ledger.dropped[DropReason.THINNED] == ledger.appended - len(delivered)
+    with Buffer.open(tmp_path, options) as buffer:
+        assert buffer.stream("events").ledger() == ledger
+
+
+@contextmanager
+def interrupted_at(place):
+    """Raises KeyboardInterrupt where Python looks for signals in the buffer's code for the *place*-th time: when a
+    function begins, or one of C's has returned.
+    """
+    seen = 0
+
+    def look(frame, event, _):
+        nonlocal seen
+        if event in {"call", "c_return"} and "outstation/buffer" in frame.f_code.co_filename:
+            seen += 1
+            if seen == place:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+@pytest.mark.parametrize("place", range(1, 12))
+def test_who_is_interrupted_when_about_to_commit_keeps_nobody_else_from_it(tmp_path, place):
+    with Buffer.open(tmp_path, OPTIONS) as buffer:
+        stream = buffer.stream("events")
+        receipt = stream.append(b"one")
+        with pytest.raises(KeyboardInterrupt), interrupted_at(place):
+            receipt.wait()
+        if buffer._passing.locked():
+            buffer._passing.release()  # else nothing would ever end
+            pytest.fail("nobody would ever commit again")
+        stream.flush(5)
+        assert receipt.done
+        assert [record.payload for record in stream.read()] == [b"one"]
 
 
 class Raising(array):

@@ -300,15 +300,15 @@ class Buffer:
 
         Two changes of thread cost as much as the fdatasync of a good disk. User callbacks stay on the commit thread.
         """
-        if not self._passing.acquire(blocking=False):
+        if self._passing.locked():
             return False
-        try:
+        # Never by acquire(): Ctrl-C may come when it has returned and before any `try`, and the lock be held for ever.
+        # Whoever was quicker since the question is waited for: one pass, and what it left is then done here.
+        with self._passing:
             if self._closed:
                 return False
             # What is due of it stays noted: the thread finds nothing then, and need not be woken for each commit.
             committed = self._pass([self._committers[stream.name]])
-        finally:
-            self._passing.release()
         if committed and self._callbacks:
             self.defer(list(self._callbacks))
         return True

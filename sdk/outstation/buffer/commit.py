@@ -10,8 +10,9 @@ from typing import Protocol
 from outstation.buffer import policy
 from outstation.buffer.batch import Batch
 from outstation.buffer.log import Log, Protector, is_full
+from outstation.buffer.placing import Placing
 from outstation.buffer.receipt import Work
-from outstation.buffer.rewrite import Untold, repair, thin
+from outstation.buffer.rewrite import repair, thin
 from outstation.buffer.salvage import UnreadableError, is_unreadable
 from outstation.buffer.segment import Access, Segment, file_name
 from outstation.buffer.steady import SteadyClock
@@ -25,7 +26,6 @@ log = logging.getLogger("outstation.buffer")
 
 # A disk that stays full although old segments go is full of something else: no use in letting everything go.
 TRIES = 8
-
 
 # What cannot be read is tried again after so many seconds each, a minute in all: a cable that is loose or a bus that
 # is reset is back by then. Meanwhile the disk must have taken a rewrite to lose anything by it: a disk that is gone
@@ -78,7 +78,7 @@ class Committer:
         limit = policy.segment_limit(settings, stream.settings)
         self._bound_bytes = stream.settings.max_bytes - limit
         self._checkpointed: tuple[object, ...] | None = None
-        self._untold = Untold()
+        self._placing = Placing(stream, access.files)
         self._written_rewrites = 0  # of the balance that was written last
         self._unread: dict[int, tuple[int, int]] = {}  # by serial: how often it could not be read, when to try again
 
@@ -88,6 +88,7 @@ class Committer:
         self._committed = False
         if stream.taken.batches or stream.taken.tickets:
             self._take_up()
+        self._go_on_placing()
         if stream.suspects:
             self._mend()
         self._retire()
@@ -188,7 +189,7 @@ class Committer:
 
     def _done(self, work: Work, segment: Segment) -> None:
         self._work, self._blocks = None, []
-        self._untold.told(self._written_rewrites)
+        self._placing.told(self._written_rewrites)
         self._committed = self._committed or bool(work.batches)
         self.stream.publish(work, segment)
         try:
@@ -241,6 +242,7 @@ class Committer:
 
         *all_of_it*: the segment that is being filled too, which is closed for it.
         """
+        self._go_on_placing()
         before = self.stream.stored_bytes
         self._shed(surplus_bytes)
         left = surplus_bytes - (before - self.stream.stored_bytes)
@@ -267,7 +269,6 @@ class Committer:
             pair = policy.thinnable(stream.segments)
             if pair is None or before - stream.stored_bytes >= surplus_bytes:
                 break
-            number = stream.balance.rewrites + 1
             start = stream.balance.start
             pending = sum(stream.pending_in(segment) for segment in pair)
             try:
@@ -275,13 +276,14 @@ class Committer:
                     self._access,
                     pair,
                     start,
-                    number,
+                    stream.balance.rewrites + 1,
                     pending=pending,
-                    untold=self._untold.of(pair),
+                    untold=self._placing.untold(pair),
                     block_bytes=self._settings.block_bytes,
                     level=self._settings.zstd_level,
                     protect=self._protect,
                 )
+                self._doomed += self._placing.put(thinned, DropReason.THINNED, start=start, needless=[pair[0].path])
             except OSError as exc:
                 log.warning("%s", from_os_error(exc, doing="thin a segment", path=self._log.folder))
                 if is_unreadable(exc):
@@ -293,9 +295,6 @@ class Committer:
             except DecryptionError as exc:  # its key was taken away: whole segments go instead
                 log.warning("A segment of the stream %r cannot be thinned. %s %s", stream.name, exc, exc.hint)
                 break
-            self._untold.add(thinned)
-            stream.put_back(thinned.segment, DropReason.THINNED, thinned.lost, start=start)
-            self._doomed.append(pair[0].path)
         return before - stream.stored_bytes
 
     def _expire(self, before_unix_nano: int, max_age: float) -> None:
@@ -339,6 +338,12 @@ class Committer:
         self._log.remove(doomed)
         return bool(doomed)
 
+    def _go_on_placing(self) -> None:
+        try:
+            self._doomed += self._placing.go_on()
+        except OSError as exc:
+            log.warning("%s", from_os_error(exc, doing="put a segment in its place", path=self._log.folder))
+
     # --- mending -----------------------------------------------------------------------------------------------
 
     def _mend(self) -> None:
@@ -379,11 +384,9 @@ class Committer:
         number = stream.balance.rewrites + 1
         start = stream.balance.start
         pending = stream.pending_in(segment)
-        untold = self._untold.of((segment,))
+        untold = self._placing.untold((segment,))
         mended = repair(self._access, segment, start, number, pending=pending, untold=untold, insistent=insistent)
-        self._untold.add(mended)
-        stream.learn_marks(mended.marks)  # before anyone is told that they are all known
-        stream.put_back(mended.segment, DropReason.CORRUPT, mended.lost, start=start)
+        self._placing.put(mended, DropReason.CORRUPT, start=start)
         log.warning(
             "A damaged segment of the stream %r was mended: %s; %d records are lost.",
             stream.name,

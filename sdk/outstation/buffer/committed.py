@@ -228,15 +228,15 @@ class Committed:
                 for own in self.segments
                 if own.serial <= segment.serial and own.last_sequence >= segment.first_sequence
             ]
-            if balance.start != start:  # the cursor moved meanwhile, and took its share of what was lost with it
-                with suppress(OSError):  # it was written a moment ago
-                    left = count_after(self._access, segment, balance.start)
-                    lost = sum(self.pending_in(own) for own in covered) - left
-            # One unread segment may hold what was thought to be in another, which is not mended yet.
-            counted = getattr(balance, reason.value) + lost + self._owed
-            self._owed = min(0, counted)
-            self.balance = balance._replace(**{reason.value: max(0, counted)}, rewrites=segment.rewrite)
-            self.balance_dirty = True
+            if balance.rewrites < segment.rewrite:  # else it was counted, and interrupted after that
+                if balance.start != start:  # the cursor moved meanwhile, and took its share of what was lost with it
+                    with suppress(OSError):  # it was written a moment ago
+                        left = count_after(self._access, segment, balance.start)
+                        lost = sum(self.pending_in(own) for own in covered) - left
+                # One unread segment may hold what was thought to be in another, which is not mended yet.
+                counted = getattr(balance, reason.value) + lost + self._owed
+                balance = balance._replace(**{reason.value: max(0, counted)}, rewrites=segment.rewrite)
+                self.balance, self._owed, self.balance_dirty = balance, min(0, counted), True  # at once, as in Log.sync
             self.suspects.discard(segment.serial)
             self.segments = [own for own in self.segments if own not in covered or own.serial == segment.serial]
             self._measure()

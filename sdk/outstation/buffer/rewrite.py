@@ -1,7 +1,7 @@
 """Writing a closed segment again: without what is damaged in it, or with fewer records. One thread at a time.
 
-The new file takes the place of the old one by a rename. Its seal carries the number of the rewrite and what was lost
-in it, so that a crash between the rename and the next balance leaves the account right.
+The new file takes the place of the old one by a rename (placing.py). Its seal carries the number of the rewrite and
+what was lost in it, so that a crash between the rename and the next balance leaves the account right.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from outstation.buffer.frames import Seal
@@ -38,7 +39,7 @@ NOTHING = Taken()
 
 
 class Rewritten(NamedTuple):
-    """The segment as it is now, and how many pending records the rewrite took.
+    """The segment as it will be once its file is in place, and how many pending records the rewrite took.
 
     Less than none when the segment was *unread*, and holds more than was thought; then ``marks`` are those in it.
     ``taken`` is what its seal says.
@@ -48,6 +49,11 @@ class Rewritten(NamedTuple):
     lost: int
     marks: dict[str, int]
     taken: Taken
+
+    @property
+    def temporary(self) -> Path:
+        """Where its file is until then."""
+        return _temporary(self.segment.path)
 
 
 class Untold:
@@ -84,8 +90,8 @@ def repair(
     """Keep the whole frames of *segment*; the rest goes to quarantine.
 
     *start*: records up to it are not pending, *pending* of the others are thought to be here. *untold*: what earlier
-    rewrites took of it and no balance says yet. Raises OSError, and then the old file is in place. What cannot be read
-    is an UnreadableError or, unless *insistent*, damage.
+    rewrites took of it and no balance says yet. Raises OSError, and then nothing is left of it. What cannot be read is
+    an UnreadableError or, unless *insistent*, damage.
     """
     rewriting = _Rewriting(access, segment, start, number, Salvage(access.files, insistent=insistent))
     return rewriting.run(rewriting.copy, pending, "corrupt", segment.first_sequence, untold)
@@ -105,7 +111,7 @@ def thin(
 ) -> Rewritten:
     """One segment in the place of neighbouring *segments*, with every second of their records; otherwise as repair.
 
-    It takes the file of the last one. The files of the others are needless once this returns.
+    It takes the file of the last one. The files of the others are needless once it is in place.
     """
     rewriting = _Rewriting(access, segments[-1], start, number, access.files)
     thinning = _Thinning(level, block_bytes)
@@ -203,7 +209,7 @@ class _Rewriting:
         self._number = number
         self.after = replace(
             segment,
-            path=segment.path.with_name(segment.path.name + TEMPORARY_SUFFIX),
+            path=_temporary(segment.path),
             count=0,
             blocks=0,
             payload_bytes=0,
@@ -237,8 +243,6 @@ class _Rewriting:
             files.close(target)
         if isinstance(self._reading, Salvage) and self._reading.holes:
             keep_link(segment.path.parent, segment.path, files)
-        files.rename(after.path, segment.path)
-        files.sync_directory(segment.path.parent)
         after.path = segment.path
         return Rewritten(after, lost, self._marks, taken)
 
@@ -288,3 +292,7 @@ class _Rewriting:
         if data.strip(b"\0"):
             folder = self._segment.path.parent
             keep_bytes(folder, f"{self._segment.serial:012d}-{damage.offset}", data, self._access.files)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + TEMPORARY_SUFFIX)
