@@ -40,6 +40,13 @@ class Prepared:
 
     def answer(self, outputs: Mapping[str, Array]) -> int:
         """Answer with *outputs*, in shared memory those that are wanted there; how many calls were answered: 1 or 0."""
+        try:
+            return self._answer(outputs)
+        except Exception:  # noqa: BLE001 - told to the caller, kept in the log
+            failed_inside(self.job)
+        return 0
+
+    def _answer(self, outputs: Mapping[str, Array]) -> int:
         request = self.request
         if self.version.sampler is not None:  # before the answer: then the caller may overwrite what it shares with us
             self.version.sampler.offer(request.inputs, outputs, note_of(request.parameters))
@@ -64,6 +71,9 @@ class Prepared:
             outputs = self.version.run(self.request.inputs, self.request.outputs or None, left, deadlines)
         except OutstationError as exc:
             self.job.fail(exc)
+            return 0
+        except Exception:  # noqa: BLE001 - as in answer
+            failed_inside(self.job)
             return 0
         return self.answer(outputs)
 
@@ -112,8 +122,18 @@ def compute_together(calls: Sequence[Prepared], deadlines: Deadlines | None) -> 
         parts = _split(result, rows)
     except OutstationError as exc:
         log.debug("a batch of %d calls failed and is computed one by one: %s", len(calls), exc)
-        return sum(call.run(deadlines) for call in calls if not call.job.cancelled)
-    return sum(call.answer(part) for call, part in zip(calls, parts, strict=True))
+    except Exception:  # there was no memory to join them, say
+        log.exception("a batch of %d calls failed inside the server and is computed one by one", len(calls))
+    else:
+        return sum(call.answer(part) for call, part in zip(calls, parts, strict=True))
+    return sum(call.run(deadlines) for call in calls if not call.job.cancelled)
+
+
+def failed_inside(job: Job) -> None:
+    """Fail *job* after an exception that is none of ours; called where it is handled."""
+    # The caller learns that it failed, not how we are built; the log knows the rest.
+    log.exception("a call failed inside the server")
+    job.fail(InferenceError("The call failed inside the server; its log says why."))
 
 
 def _likeness(call: Prepared) -> Any:

@@ -81,6 +81,7 @@ class Connection:
         self.events = selectors.EVENT_READ
         self.closed = False
         self.held = 0
+        self.unaccounted = 0  # bytes that were read since `held` was found out
         self.resume = False
         self._front = front
 
@@ -247,16 +248,21 @@ class Front:
             sock, _ = listener.accept()
         except OSError:  # gone again, or no file descriptor left
             return
-        sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if len(self._connections) >= self._max_connections and not self._make_room():
             sock.close()
             return
         connection = Connection(sock, self)
+        try:
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._selector.register(sock, selectors.EVENT_READ, connection)
+        except OSError as exc:  # the kernel watches no more sockets for this user
+            log.warning("a connection was not taken: %s", exc)
+            sock.close()
+            return
         self._connections.add(connection)
-        self._selector.register(sock, selectors.EVENT_READ, connection)
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle for longest; False when none is."""
@@ -291,10 +297,13 @@ class Front:
             self._jobs += speaker.receive(data)
             if speaker.output or speaker.closing:
                 connection.flush()
-            if size == _READ_BYTES or connection.held:
+            connection.unaccounted += size
+            if connection.unaccounted >= _READ_BYTES or connection.held:
+                # Not after each read, which would cost every small call; however small the pieces that it comes in.
                 self._account(connection, speaker)
 
     def _account(self, connection: Connection, speaker: Speaker) -> None:
+        connection.unaccounted = 0
         held = speaker.held_bytes
         self._held += held - connection.held
         connection.held = held

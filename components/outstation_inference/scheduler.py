@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from outstation.errors import (
     DeadlineError,
-    InferenceError,
     InvalidInputError,
     OutstationError,
     ProviderUnavailableError,
@@ -26,7 +25,7 @@ from outstation.inference.capturing import note_of
 from outstation.inference.deadlines import Deadlines
 from outstation.settings import BatchingSettings, InferenceSettings
 from outstation.wire.tensors import InferRequest
-from outstation_inference.batching import Prepared, batches, compute_together, time_left
+from outstation_inference.batching import Prepared, batches, compute_together, failed_inside, time_left
 from outstation_inference.jobs import Job
 from outstation_inference.service import InferenceService
 
@@ -160,7 +159,10 @@ class Scheduler:
             if jobs is None:
                 self._turn = None
             elif jobs:
-                self.submit(jobs)
+                try:
+                    self.submit(jobs)
+                except Exception:  # the sockets need this worker
+                    log.exception("a worker failed")
             if self._queue:
                 with self._work_to_do:
                     if self._may_compute():
@@ -240,7 +242,7 @@ class Scheduler:
             begin = time.monotonic()
             waited = sum(begin - ready.job.arrived for ready in batch)
             watch = self._deadlines if watched else None
-            fine = compute_together(batch, watch) if len(batch) > 1 else self._compute_one(batch[0], watch)
+            fine = compute_together(batch, watch) if len(batch) > 1 else batch[0].run(watch)
             took = time.monotonic() - begin
             model, version = batch[0].request.model, batch[0].version.version
             self._learn(model, took / len(batch))
@@ -264,7 +266,7 @@ class Scheduler:
         except OutstationError as exc:
             self._refuse(job, exc)
         except Exception:  # noqa: BLE001 - told to the caller, kept in the log
-            _failed_inside(job)
+            failed_inside(job)
         return None
 
     def _refuse(self, job: Job, error: OutstationError) -> None:
@@ -272,14 +274,6 @@ class Scheduler:
         if isinstance(error, DeadlineError | ProviderUnavailableError):
             self._service.count_refused(job.model_hint)
         job.fail(error)
-
-    def _compute_one(self, ready: Prepared, watch: Deadlines | None) -> int:
-        """How many calls were answered: 1 or 0."""
-        try:
-            return ready.run(watch)
-        except Exception:  # noqa: BLE001 - told to the caller, kept in the log
-            _failed_inside(ready.job)
-        return 0
 
     def _learn(self, model: str, seconds: float) -> None:
         known = self._typical.get(model)
@@ -297,9 +291,3 @@ def _deadline(job: Job, request: InferRequest) -> float | None:
         return job.deadline
     own = job.arrived + timeout / 1e6
     return own if job.deadline is None else min(own, job.deadline)
-
-
-def _failed_inside(job: Job) -> None:
-    # The caller learns that it failed, not how we are built; the log knows the rest.
-    log.exception("a call failed inside the server")
-    job.fail(InferenceError("The call failed inside the server; its log says why."))

@@ -27,6 +27,7 @@ from outstation.settings import InferenceSettings
 from outstation.wire.tensors import MODEL_INFER, InferRequest
 from outstation_inference import InferenceProcess
 from outstation_inference.frames import DATA, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS
+from outstation_inference.front import Front
 from outstation_inference.hpack import literal
 from support import wait_until
 
@@ -125,6 +126,24 @@ def test_answers_over_rest_that_nobody_reads_are_bounded_over_all_connections(tm
         wait_until(lambda: caplog.text.count("one is dropped") >= 5)
         with RemoteModels(address) as models:
             assert models.get("m").run({"n": np.array([3])}, timeout=10)["y"].shape == (3,)
+
+
+def test_messages_that_never_become_whole_are_bounded_in_however_small_pieces_they_come(tiny, monkeypatch):
+    read = Front._read
+
+    def read_little(front, connection):
+        front._buffer = bytearray(16_000)
+        read(front, connection)
+
+    monkeypatch.setattr(Front, "_read", read_little)
+    claim = struct.pack(">BI", 0, MEGABYTE)
+    with served(tiny, "m", max_message_bytes=MEGABYTE) as address, connected(address) as sock:
+        sock.sendall(PREFACE + frame(SETTINGS))
+        with contextlib.suppress(OSError):  # four megabytes are the bound
+            for stream in range(1, 33, 2):
+                begun = frame(HEADERS, stream, BLOCK, END_HEADERS) + frame(DATA, stream, claim)
+                sock.sendall(begun + frame(DATA, stream, bytes(16_000)) * 40)
+        wait_until(lambda: ended(sock))
 
 
 @pytest.mark.parametrize("claimed", [(1 << 31) - 1, 1 << 31, (1 << 32) - 1])

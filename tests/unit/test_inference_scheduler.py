@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 import tiny_models
-from outstation.errors import DeadlineError, InvalidInputError, ModelNotFoundError, ProviderUnavailableError
+from outstation.errors import (
+    DeadlineError,
+    InferenceError,
+    InvalidInputError,
+    ModelNotFoundError,
+    ProviderUnavailableError,
+)
 from outstation.inference.host import FixedModels
 from outstation.inference.loading import load_file
 from outstation.inference.model import Model
@@ -334,6 +340,47 @@ def test_who_waits_for_a_batch_leads_no_more(scheduled):
         wait_until(lambda turns=turns: len(sockets.by) == turns)
     wait_until(lambda: all(job.outcome for job in jobs))
     assert runs(service) == 1
+    sockets.brought.put(None)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_batch_that_fails_inside_the_server_is_computed_call_by_call(scheduled, monkeypatch, known):
+    def full(*_):
+        raise MemoryError
+
+    scheduler, _ = scheduled(batching=BATCHED)
+    if known:
+        quick(scheduler)
+    monkeypatch.setattr(np, "concatenate", full)
+    jobs = [Job(x) for x in rows(1, 1)]
+    scheduler.submit(jobs)
+    wait_until(lambda: all(job.outcome for job in jobs))
+    assert [job.outcome.outputs["y"].tolist() for job in jobs] == [[[2.0] * 4], [[4.0] * 4]]
+
+
+def test_a_call_that_cannot_be_answered_costs_the_others_of_its_batch_nothing(scheduled):
+    class Unanswerable(Job):
+        def answer(self, _):
+            raise ValueError
+
+    scheduler, service = scheduled(batching=BATCHED)
+    quick(scheduler)
+    jobs = [Unanswerable(np.ones((1, 4))), Job(np.ones((1, 4)))]
+    scheduler.submit(jobs)
+    assert isinstance(jobs[0].outcome, InferenceError)
+    assert jobs[1].outcome.outputs["y"].tolist() == [[2.0] * 4]
+    assert service._counts["m", "1"].errors == 1
+
+
+def test_a_failure_of_ours_costs_the_sockets_nobody_who_sees_to_them(scheduled, monkeypatch):
+    scheduler, service = scheduled(workers=1)
+    quick(scheduler)
+    monkeypatch.setattr(service, "count", lambda *_, **__: 1 / 0)
+    sockets = Sockets()
+    scheduler.lead(sockets.turn)
+    for turns in (2, 3):
+        sockets.brought.put([Job(np.ones((1, 4)))])
+        wait_until(lambda turns=turns: len(sockets.by) == turns)
     sockets.brought.put(None)
 
 
