@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 
 from outstation.buffer import Buffer
 from outstation.buffer.encryption import Keys
+from outstation.buffer.stream import Stream
 from outstation.buffer.view import look
 from outstation.errors import (
     BufferFullError,
     BufferLockedError,
     ClosedError,
+    DeadlineError,
     InvalidInputError,
     InvalidNameError,
     RecordTooLargeError,
@@ -326,3 +329,32 @@ def test_many_threads_append_without_losing_or_mixing(tmp_path, often):
             mine = [line for line in lines if line.startswith(b"%d:" % own)]
             assert mine == [b"%d:%d:%d" % (own, number, part) for number in range(200) for part in range(3)]
         assert [record.sequence for record in stream.read()] == list(range(1, len(lines) + 1))
+
+
+def test_what_is_appended_while_it_closes_is_on_the_disk_or_was_refused(tmp_path, monkeypatch):
+    begun, receipts = threading.Event(), []
+    close = Stream.close
+
+    def close_late(stream: Stream) -> None:
+        begun.set()
+        wait_until(lambda: len(receipts) > 50)  # the commit thread has long looked again
+        close(stream)
+
+    def append() -> None:
+        assert begun.wait(10)
+        with suppress(ClosedError):
+            while True:
+                receipts.append(stream.append(b"x"))
+                with suppress(DeadlineError):
+                    receipts[-1].wait(0.01)
+
+    monkeypatch.setattr(Stream, "close", close_late)
+    buffer = Buffer.open(tmp_path, BufferSettings(group_interval=0.001))
+    stream = buffer.stream("events")
+    thread = threading.Thread(target=append)
+    thread.start()
+    buffer.close()
+    thread.join()
+    assert all(receipt.done for receipt in receipts)
+    with Buffer.open(tmp_path) as buffer:
+        assert buffer.stream("events").last_sequence == len(receipts)

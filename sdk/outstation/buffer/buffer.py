@@ -168,13 +168,15 @@ class Buffer:
 
     def close(self) -> None:
         """Flush, write the state, end the thread, release the folder. Idempotent; what the disk refuses is logged."""
-        with self._making, self._lock:
-            if self._closed:
-                return
-            self._closing = True
-            streams = [committer.stream for committer in self._committers.values()]
-        for stream in streams:
-            stream.close()
+        with self._making:
+            with self._lock:
+                if self._closed:
+                    return
+                streams = [committer.stream for committer in self._committers.values()]
+            for stream in streams:
+                stream.close()
+            with self._lock:
+                self._closing = True  # after them: what came in behind the last pass would wait for ever
         self._wake.set()
         self._thread.join()
         self._handles.close()
